@@ -1,0 +1,2 @@
+//! The `threadline` tool.
+fn main() {}
