@@ -1,6 +1,7 @@
 //! Blocking SSH with threads.
 #![deny(missing_docs)]
 
+mod connection;
 mod error;
 
 pub use error::{AuthAttempt, AuthError, Error, HostKeyError, Phase, Received, Result, Stream};
