@@ -3,5 +3,7 @@
 
 mod connection;
 mod error;
+mod exit_status;
+mod transport;
 
 pub use error::{AuthAttempt, AuthError, Error, HostKeyError, Phase, Received, Result, Stream};

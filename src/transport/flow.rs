@@ -1,0 +1,101 @@
+//! How much a channel's peer may send: grants in eighths of the window, and a window that grows on long links. Pure.
+
+use std::time::{Duration, Instant};
+
+/// A window is granted in this many steps: fewer messages than one per packet, and the sender never runs dry
+/// (measured at 20 ms: topped up at half a window 199 MB/s, in eighths 353).
+pub(crate) const STEPS: u32 = 8;
+
+/// Below this round trip a window is never what holds a sender back, so it does not grow.
+const LONG_LINK: Duration = Duration::from_millis(2);
+
+/// One channel's receive window.
+#[derive(Debug)]
+pub(crate) struct Flow {
+    window: u32,
+    max: u32,
+    epoch: Instant,
+    /// Bytes received since the epoch began.
+    in_epoch: u64,
+}
+
+impl Flow {
+    pub fn new(window: u32, max: u32, now: Instant) -> Flow {
+        Flow { window, max: max.max(window), epoch: now, in_epoch: 0 }
+    }
+
+    /// The window in bytes.
+    pub fn window(&self) -> u64 {
+        self.window.into()
+    }
+
+    /// Bytes arrived; `unread` of the channel's are waiting for a reader. The window doubles when at least half of it
+    /// arrived within one round trip (so it is what limits the sender) and the reader keeps up.
+    pub fn received(&mut self, n: usize, unread: u64, round_trip: Duration, now: Instant) {
+        self.in_epoch += n as u64;
+        if round_trip < LONG_LINK || now.duration_since(self.epoch) < round_trip {
+            return;
+        }
+        let window = u64::from(self.window);
+        if self.in_epoch >= window / 2 && unread <= window / 4 && self.window < self.max {
+            self.window = self.window.saturating_mul(2).min(self.max);
+            log::debug!("receive window grows to {} bytes", self.window);
+        }
+        self.epoch = now;
+        self.in_epoch = 0;
+    }
+
+    /// How much to grant now, given what the peer may have outstanding and what it has: nothing, or at least a step.
+    pub fn grant(&self, allowed: u64, outstanding: u64) -> Option<u32> {
+        let more = allowed.saturating_sub(outstanding);
+        let step = u64::from(self.window / STEPS).max(1);
+        if more >= step || (outstanding == 0 && more > 0) {
+            return u32::try_from(more).ok();
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u32 = 1 << 20;
+
+    #[test]
+    fn a_step_is_granted_and_less_is_not() {
+        let flow = Flow::new(8 * MIB, 8 * MIB, Instant::now());
+        assert_eq!(flow.grant(8 << 20, 8 << 20), None);
+        assert_eq!(flow.grant(8 << 20, (7 << 20) + 1), None);
+        assert_eq!(flow.grant(8 << 20, 7 << 20), Some(MIB));
+        assert_eq!(flow.grant(0, 0), None);
+        assert_eq!(flow.grant(5, 0), Some(5), "a peer without window gets what there is");
+    }
+
+    #[test]
+    fn the_window_grows_on_a_long_link_while_the_reader_keeps_up() {
+        let start = Instant::now();
+        let rtt = Duration::from_millis(20);
+        let mut flow = Flow::new(2 * MIB, 16 * MIB, start);
+        let mut now = start;
+        for _ in 0..10 {
+            now += rtt;
+            let arrived = flow.window() as usize * 7 / 8;
+            flow.received(arrived, 0, rtt, now);
+        }
+        assert_eq!(flow.window(), 16 << 20);
+    }
+
+    #[test]
+    fn the_window_stays_when_the_reader_lags_or_the_link_is_short_or_slow() {
+        let start = Instant::now();
+        let rtt = Duration::from_millis(20);
+        for (arrived, unread, rtt) in
+            [(2 << 20, 1 << 20, rtt), (2 << 20, 0, Duration::from_micros(100)), (1 << 19, 0, rtt)]
+        {
+            let mut flow = Flow::new(2 * MIB, 16 * MIB, start);
+            flow.received(arrived, unread, rtt, start + Duration::from_millis(25));
+            assert_eq!(flow.window(), 2 << 20, "{arrived} {unread} {rtt:?}");
+        }
+    }
+}

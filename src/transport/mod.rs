@@ -1,0 +1,201 @@
+//! The transport: one thread per connection that owns libssh2's session.
+//!
+//! # Threading contract
+//!
+//! * The transport thread is the only one that calls libssh2 after authentication. It waits only in `poll`: on the
+//!   socket, on the wake descriptor and for its next timer.
+//! * User threads post [`Request`](message::Request)s to an unbounded queue (so `Drop` never waits) and wake it; bytes
+//!   and endings cross in a [`Pipe`](pipe::Pipe) per channel, whose lock is held for moving buffers only.
+//! * Nobody waits while holding anything that another channel needs. Waiting is acyclic: reader → printer → terminal;
+//!   caller → transport → poll.
+//! * The thread ends when the last [`Handle`] is dropped, when [`Handle::finish`] asks it to, or when the connection
+//!   is lost. However it ends, a panic included, every waiter gets the reason.
+
+pub(crate) mod chunk;
+mod event_loop;
+pub(crate) mod fault;
+mod flow;
+pub(crate) mod message;
+pub(crate) mod packet;
+pub(crate) mod pipe;
+mod sessions;
+pub(crate) mod socket;
+mod sys;
+pub(crate) mod wake;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{bounded, unbounded, Sender};
+
+use crate::error::{Error, Phase, Result};
+use chunk::Pool;
+use event_loop::EventLoop;
+#[cfg(feature = "_faults")]
+use fault::Fault;
+use message::{Notice, Plan, Request, Start, Token};
+use packet::Packets;
+use pipe::{Pipe, Shared};
+use wake::Wake;
+
+pub(crate) use sys::EAGAIN;
+
+/// How a connection behaves once it is up.
+#[derive(Debug, Clone)]
+pub(crate) struct Config {
+    /// Receive window of a new channel in bytes.
+    pub window: u32,
+    /// What a window may grow to on a long link.
+    pub max_window: u32,
+    /// Unread bytes of one channel while somebody waits for its other stream.
+    pub unread_limit: u64,
+    /// Unread bytes of all channels together, past which nothing more is granted.
+    pub memory_limit: u64,
+    /// Keep a session channel opened in advance.
+    pub spare_channel: bool,
+    /// Probe after this much silence; give up after so many unanswered ones.
+    pub liveness: Option<(Duration, u32)>,
+    /// A key exchange must be over after this.
+    pub exchange_timeout: Duration,
+}
+
+/// Posts requests to one transport thread. The thread ends when the last clone is gone.
+#[derive(Debug, Clone)]
+pub(crate) struct Handle {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    inbox: Sender<Request>,
+    wake: Arc<Wake>,
+    tokens: AtomicU64,
+    /// The process that made the connection: in a fork without exec a handle does nothing, there is no thread.
+    process: u32,
+    shared: Shared,
+    /// A mutex because whoever finishes the connection takes the handle out, from any thread.
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// Starts the transport thread for an authenticated connection. `name` ends up in the thread's name.
+pub(crate) fn start(packets: Packets, pool: Pool, config: Config, name: &str) -> Result<Handle> {
+    let wake = Arc::new(Wake::new().map_err(|e| Error::io("cannot make the wake descriptor", e))?);
+    let (inbox, requests) = unbounded();
+    let shared = Shared {
+        pool,
+        unread: Arc::new(AtomicU64::new(0)),
+        ended: Arc::new(OnceLock::new()),
+        unread_limit: config.unread_limit,
+        report_step: u64::from(config.window / flow::STEPS).max(1),
+    };
+    let event_loop = EventLoop::new(packets, requests, Arc::clone(&wake), shared.clone(), config);
+    let thread = std::thread::Builder::new()
+        .name(format!("tl:{name}"))
+        .stack_size(256 * 1024)
+        .spawn(move || event_loop.run())
+        .map_err(|e| Error::io("cannot start the transport thread", e))?;
+    let inner = Inner {
+        inbox,
+        wake,
+        tokens: AtomicU64::new(1),
+        process: std::process::id(),
+        shared,
+        thread: Mutex::new(Some(thread)),
+    };
+    Ok(Handle { inner: Arc::new(inner) })
+}
+
+impl Handle {
+    /// Opens a channel and starts what it is for, without waiting: the pipe tells how it went.
+    pub fn start(&self, plan: Plan) -> (Token, Arc<Pipe>) {
+        let token = self.inner.tokens.fetch_add(1, Ordering::Relaxed);
+        let pipe = Arc::new(Pipe::new(self.inner.shared.clone()));
+        self.inner.post(Request::Start(Start::new(token, Arc::clone(&pipe), plan)));
+        (token, pipe)
+    }
+
+    pub fn wrote(&self, token: Token) {
+        self.inner.post(Request::Wrote(token));
+    }
+
+    pub fn consumed(&self, token: Token) {
+        self.inner.post(Request::Consumed(token));
+    }
+
+    pub fn tell(&self, token: Token, notice: Notice) {
+        self.inner.post(Request::Tell(token, notice));
+    }
+
+    pub fn close(&self, token: Token) {
+        self.inner.post(Request::Close(token));
+    }
+
+    /// Sends a global request and waits for its answer; `Ok(None)`: the server said no.
+    pub fn global(&self, name: &str, data: &[u8], timeout: Duration) -> Result<Option<Vec<u8>>> {
+        let (reply, answer) = bounded(1);
+        self.inner.post(Request::Global { name: name.to_owned(), data: data.to_vec(), reply });
+        match answer.recv_timeout(timeout) {
+            Ok(Ok(data)) => Ok(Some(data)),
+            Ok(Err(Error::RequestRefused { .. })) => Ok(None),
+            Ok(Err(error)) => Err(error),
+            Err(crossbeam_channel::RecvTimeoutError::Timeout) => Err(Error::timeout(Phase::Read, timeout)),
+            Err(crossbeam_channel::RecvTimeoutError::Disconnected) => Err(self.ended()),
+        }
+    }
+
+    /// Sends everything queued on every channel, disconnects, and waits for the thread's end.
+    pub fn finish(&self, timeout: Duration) -> Result<()> {
+        let deadline = Instant::now() + timeout;
+        let (done, outcome) = bounded(1);
+        self.inner.post(Request::Finish { deadline, done });
+        // The thread keeps the deadline; a little more is for its goodbye.
+        let outcome = match outcome.recv_timeout(timeout + Duration::from_secs(5)) {
+            Ok(outcome) => outcome,
+            Err(crossbeam_channel::RecvTimeoutError::Timeout) => return Err(Error::timeout(Phase::Write, timeout)),
+            // Somebody else finished it, or it was lost before.
+            Err(crossbeam_channel::RecvTimeoutError::Disconnected) => match self.ended() {
+                Error::Closed => Ok(()),
+                error => Err(error),
+            },
+        };
+        let thread = self.inner.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread {
+            let _ = thread.join();
+        }
+        outcome
+    }
+
+    /// Why the connection is over, if it is.
+    pub fn lost(&self) -> Option<Error> {
+        self.inner.shared.ended.get().cloned()
+    }
+
+    fn ended(&self) -> Error {
+        self.lost().unwrap_or_else(|| Error::Internal("the transport ended without a reason".into()))
+    }
+
+    #[cfg(feature = "_faults")]
+    pub fn inject(&self, fault: Fault) {
+        self.inner.post(Request::Inject(fault));
+    }
+}
+
+impl Inner {
+    /// Never blocks. A request that nobody takes any more is dropped, which tells its waiter.
+    fn post(&self, request: Request) {
+        if std::process::id() != self.process {
+            return;
+        }
+        if self.inbox.send(request).is_ok() {
+            self.wake.wake();
+        }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.post(Request::Abandon);
+    }
+}

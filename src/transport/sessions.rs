@@ -1,0 +1,182 @@
+//! Which session channels a connection holds: the ones opened in advance, and the ones the server has no room for.
+//! Pure: it decides, the event loop acts.
+//!
+//! A command costs two round trips, open and exec. From the second command on one channel is opened in advance, so
+//! that it costs one; more after a burst. The first refusal ends that for good: a spare would take a session that a
+//! command needs (sshd's MaxSessions).
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use super::message::Token;
+use crate::connection::ChannelId;
+
+/// Spare channels kept after a burst.
+const MAX_SPARES: usize = 4;
+/// After this long without a command all spares but one are closed.
+const SPARES_IDLE: Duration = Duration::from_secs(30);
+/// Commands that begin within this time count as one burst.
+const BURST: Duration = Duration::from_millis(50);
+/// A limit that was met is believed for so long; then it is tried again.
+const LIMIT_BELIEVED: Duration = Duration::from_secs(30);
+
+#[derive(Debug)]
+pub(crate) struct Sessions {
+    /// Opened in advance and confirmed.
+    spares: VecDeque<ChannelId>,
+    /// Opened in advance, not answered yet.
+    opening: Vec<ChannelId>,
+    /// Spares wanted.
+    target: usize,
+    /// Never again: refused, closed by the server twice, or turned off.
+    given_up: bool,
+    /// The server has closed one while it was spare.
+    lost_one: bool,
+    /// The last command's start, and how many began in its burst.
+    last_start: Option<(Instant, usize)>,
+    /// Commands that wait for a session to end, oldest first.
+    parked: VecDeque<Token>,
+    /// How many sessions the server allowed when it last refused one.
+    limit: Option<(usize, Instant)>,
+}
+
+impl Sessions {
+    pub fn new(spare_channel: bool) -> Sessions {
+        Sessions {
+            spares: VecDeque::new(),
+            opening: Vec::new(),
+            target: 0,
+            given_up: !spare_channel,
+            lost_one: false,
+            last_start: None,
+            parked: VecDeque::new(),
+            limit: None,
+        }
+    }
+
+    /// A command begins: how many spares are wanted from now on.
+    pub fn command_begins(&mut self, now: Instant) {
+        let burst = match self.last_start {
+            Some((last, n)) if now.duration_since(last) <= BURST => n + 1,
+            _ => 1,
+        };
+        self.last_start = Some((now, burst));
+        self.target = self.target.max(burst.min(MAX_SPARES));
+    }
+
+    /// A spare to use now.
+    pub fn take_spare(&mut self) -> Option<ChannelId> {
+        self.spares.pop_front()
+    }
+
+    /// How many spares are to be opened now.
+    pub fn missing(&self) -> usize {
+        if self.given_up || !self.parked.is_empty() || self.limit.is_some() {
+            return 0;
+        }
+        self.target.saturating_sub(self.spares.len() + self.opening.len())
+    }
+
+    pub fn spare_opening(&mut self, id: ChannelId) {
+        self.opening.push(id);
+    }
+
+    /// If the channel was opened in advance: it is ready now.
+    pub fn spare_opened(&mut self, id: ChannelId) -> bool {
+        let Some(at) = self.opening.iter().position(|&o| o == id) else { return false };
+        self.opening.swap_remove(at);
+        self.spares.push_back(id);
+        true
+    }
+
+    /// If the channel was opened in advance: the server refused it. No spares any more.
+    pub fn spare_refused(&mut self, id: ChannelId) -> bool {
+        let Some(at) = self.opening.iter().position(|&o| o == id) else { return false };
+        self.opening.swap_remove(at);
+        self.give_up();
+        true
+    }
+
+    /// If the channel was a spare: the server closed it. It is replaced once.
+    pub fn spare_closed(&mut self, id: ChannelId) -> bool {
+        let Some(at) = self.spares.iter().position(|&s| s == id) else { return false };
+        self.spares.remove(at);
+        self.lost_spare();
+        true
+    }
+
+    /// The server closed a spare, or one that had just been taken into use.
+    pub fn lost_spare(&mut self) {
+        if std::mem::replace(&mut self.lost_one, true) {
+            self.give_up();
+        }
+    }
+
+    fn give_up(&mut self) {
+        if !std::mem::replace(&mut self.given_up, true) {
+            log::debug!("no more channels are opened in advance");
+        }
+    }
+
+    /// Spares that are no longer wanted, to be closed.
+    pub fn surplus(&mut self, now: Instant) -> Vec<ChannelId> {
+        let idle = self.last_start.is_some_and(|(last, _)| now.duration_since(last) >= SPARES_IDLE);
+        if idle {
+            self.target = self.target.min(1);
+        }
+        let keep = if self.given_up { 0 } else { self.target };
+        let from = keep.min(self.spares.len());
+        self.spares.drain(from..).collect()
+    }
+
+    /// When [`surplus`](Sessions::surplus) is worth another look.
+    pub fn next_review(&self) -> Option<Instant> {
+        let (last, _) = self.last_start?;
+        (self.spares.len() > 1).then(|| last + SPARES_IDLE)
+    }
+
+    pub fn spare_count(&self) -> usize {
+        self.spares.len() + self.opening.len()
+    }
+
+    /// Whether a session may be asked for while `held` are open or being opened.
+    pub fn may_open(&mut self, held: usize, now: Instant) -> bool {
+        match self.limit {
+            Some((_, since)) if now.duration_since(since) >= LIMIT_BELIEVED => {
+                self.limit = None;
+                true
+            }
+            Some((limit, _)) => held < limit,
+            None => true,
+        }
+    }
+
+    /// The server refused a session while `held` others were open: that many are allowed.
+    pub fn limit_met(&mut self, held: usize, now: Instant) {
+        log::debug!("the server refuses a session while {held} are open");
+        self.limit = Some((held, now));
+        self.give_up();
+    }
+
+    pub fn park(&mut self, token: Token) {
+        self.parked.push_back(token);
+    }
+
+    /// A command that was refused goes before those that came after it.
+    pub fn park_first(&mut self, token: Token) {
+        let at = self.parked.iter().position(|&t| t > token).unwrap_or(self.parked.len());
+        self.parked.insert(at, token);
+    }
+
+    pub fn unpark(&mut self) -> Option<Token> {
+        self.parked.pop_front()
+    }
+
+    pub fn forget_parked(&mut self, token: Token) {
+        self.parked.retain(|&t| t != token);
+    }
+
+    pub fn has_parked(&self) -> bool {
+        !self.parked.is_empty()
+    }
+}
