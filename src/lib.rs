@@ -4,5 +4,7 @@
 mod connect;
 mod error;
 
-pub use connect::Target;
+pub use connect::{
+    AutoAddPolicy, HostKey, HostName, MissingHostKeyPolicy, RejectPolicy, Target, Verdict, WarningPolicy,
+};
 pub use error::{AuthAttempt, AuthError, Error, HostKeyError, Phase, Received, Result, Stream};
