@@ -1,5 +1,6 @@
 //! Everything before a connection is up, straight-line and under one deadline.
 
+mod agent;
 mod host_key;
 mod target;
 mod tcp;

@@ -357,7 +357,7 @@ fn a_file_without_a_last_newline_gets_one_first() {
     let file = dir.path().join("known_hosts");
     let before = format!("web1 {}", ed(1).to_openssh());
     fs::write(&file, &before).unwrap();
-    let known = KnownHosts::read(&[file.clone()]).unwrap();
+    let known = KnownHosts::read(std::slice::from_ref(&file)).unwrap();
     check(&known, &AutoAddPolicy, &HostName::new("web2", 22), &ed(2)).unwrap();
     assert_eq!(fs::read_to_string(&file).unwrap(), format!("{before}\nweb2 {}\n", ed(2).to_openssh()));
 }
@@ -366,7 +366,7 @@ fn a_file_without_a_last_newline_gets_one_first() {
 fn a_key_added_by_another_in_the_meantime_is_compared() {
     let dir = TempDir::new().unwrap();
     let file = dir.path().join("known_hosts");
-    let stale = KnownHosts::read(&[file.clone()]).unwrap();
+    let stale = KnownHosts::read(std::slice::from_ref(&file)).unwrap();
     let text = format!("web1 {}\n", ed(1).to_openssh());
     fs::write(&file, &text).unwrap();
     let web1 = HostName::new("web1", 22);
@@ -413,7 +413,7 @@ fn a_key_that_cannot_be_remembered_is_not_accepted() {
     assert!(error.to_string().contains("cannot add the host key of web1"), "{error}");
 
     let file = dir.path().join("known_hosts");
-    let known = KnownHosts::read(&[file.clone()]).unwrap();
+    let known = KnownHosts::read(std::slice::from_ref(&file)).unwrap();
     for host in ["*", "web?", "!web1", "a,b", "a b", "a\nb", "|1|a|b", "#web1", "@revoked", ""] {
         let error = check(&known, &AutoAddPolicy, &HostName::new(host, 22), &ed(1)).unwrap_err();
         assert!(error.to_string().contains("would mean something else"), "{host:?}: {error}");
