@@ -14,8 +14,14 @@
 #![allow(dead_code, unused_imports)] // until the transport, sftp and forward call it
 
 mod channel;
+#[cfg(any(test, feature = "_faults"))]
+pub mod fuzzing;
 mod outbox;
+#[cfg(test)]
+mod pair;
 mod table;
+#[cfg(test)]
+mod tests;
 mod violation;
 mod wire;
 

@@ -562,3 +562,144 @@ impl Fields for Vec<u8> {
         self
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every message, its bytes written by hand, and its fields with the place where each ends.
+    #[allow(clippy::type_complexity)]
+    fn table() -> Vec<(Message<'static>, &'static [u8], &'static [(usize, &'static str)])> {
+        vec![
+            (
+                Message::GlobalRequest { name: b"ab", want_reply: true, data: b"z" },
+                b"\x50\0\0\0\x02ab\x01z",
+                &[(7, "request name"), (8, "want reply")],
+            ),
+            (Message::RequestSuccess { data: b"z" }, b"\x51z", &[]),
+            (Message::RequestFailure, b"\x52", &[]),
+            (
+                Message::Open { kind: b"x11", sender: 1, window: 2, max_packet: 3, data: b"z" },
+                b"\x5a\0\0\0\x03x11\0\0\0\x01\0\0\0\x02\0\0\0\x03z",
+                &[
+                    (8, "channel type"),
+                    (12, "sender channel"),
+                    (16, "initial window size"),
+                    (20, "maximum packet size"),
+                ],
+            ),
+            (
+                Message::OpenConfirmation { recipient: 4, sender: 1, window: 2, max_packet: 3, data: b"z" },
+                b"\x5b\0\0\0\x04\0\0\0\x01\0\0\0\x02\0\0\0\x03z",
+                &[
+                    (5, "recipient channel"),
+                    (9, "sender channel"),
+                    (13, "initial window size"),
+                    (17, "maximum packet size"),
+                ],
+            ),
+            (
+                Message::OpenFailure { recipient: 4, reason: 2, description: b"no" },
+                b"\x5c\0\0\0\x04\0\0\0\x02\0\0\0\x02no\0\0\0\0",
+                &[(5, "recipient channel"), (9, "reason code"), (15, "description")],
+            ),
+            (
+                Message::WindowAdjust { recipient: 4, bytes: 0xfffe_fdfc },
+                b"\x5d\0\0\0\x04\xff\xfe\xfd\xfc",
+                &[(5, "recipient channel"), (9, "bytes to add")],
+            ),
+            (
+                Message::Data { recipient: 4, data: b"ab" },
+                b"\x5e\0\0\0\x04\0\0\0\x02ab",
+                &[(5, "recipient channel"), (11, "data")],
+            ),
+            (
+                Message::ExtendedData { recipient: 4, data_type: 1, data: b"ab" },
+                b"\x5f\0\0\0\x04\0\0\0\x01\0\0\0\x02ab",
+                &[(5, "recipient channel"), (9, "data type code"), (15, "data")],
+            ),
+            (Message::Eof { recipient: 4 }, b"\x60\0\0\0\x04", &[(5, "recipient channel")]),
+            (Message::Close { recipient: 4 }, b"\x61\0\0\0\x04", &[(5, "recipient channel")]),
+            (
+                Message::Request { recipient: 4, name: b"env", want_reply: false, data: b"z" },
+                b"\x62\0\0\0\x04\0\0\0\x03env\0z",
+                &[(5, "recipient channel"), (12, "request type"), (13, "want reply")],
+            ),
+            (Message::Success { recipient: 4 }, b"\x63\0\0\0\x04", &[(5, "recipient channel")]),
+            (Message::Failure { recipient: 4 }, b"\x64\0\0\0\x04", &[(5, "recipient channel")]),
+            (Message::Ping { data: b"hi" }, b"\xc0\0\0\0\x02hi", &[(7, "data")]),
+            (Message::Pong { data: b"hi" }, b"\xc1\0\0\0\x02hi", &[(7, "data")]),
+            (Message::Unknown { number: 101 }, b"\x65", &[]),
+        ]
+    }
+
+    #[test]
+    fn every_message_is_written_and_read_as_the_rfc_draws_it() {
+        for (message, bytes, _) in table() {
+            let mut encoded = Vec::new();
+            message.encode(&mut encoded);
+            assert_eq!(encoded, bytes, "{message:?}");
+            assert_eq!(Message::decode(bytes), Ok(message));
+        }
+    }
+
+    #[test]
+    fn a_message_cut_anywhere_is_named_with_its_field() {
+        for (message, bytes, fields) in table() {
+            for cut in 1..fields.last().map_or(1, |&(end, _)| end) {
+                let (_, field) = *fields.iter().find(|(end, _)| cut < *end).unwrap();
+                let violation = Violation::Truncated { message: message.name(), field };
+                assert_eq!(Message::decode(&bytes[..cut]), Err(violation), "{message:?} cut at {cut}");
+            }
+        }
+    }
+
+    #[test]
+    fn bytes_behind_the_last_field_are_tolerated() {
+        assert_eq!(Message::decode(b"\x60\0\0\0\x04more"), Ok(Message::Eof { recipient: 4 }));
+        assert_eq!(Message::decode(b"\x52more"), Ok(Message::RequestFailure));
+        assert_eq!(exit_status(b"\0\0\x01\0more"), Ok(256));
+    }
+
+    #[test]
+    fn a_length_beyond_the_message_is_no_length() {
+        let violation = Violation::Truncated { message: "CHANNEL_DATA", field: "data" };
+        assert_eq!(Message::decode(b"\x5e\0\0\0\x04\xff\xff\xff\xffab"), Err(violation));
+    }
+
+    #[test]
+    fn every_value_but_zero_is_true() {
+        let Ok(Message::GlobalRequest { want_reply, .. }) = Message::decode(b"\x50\0\0\0\0\x02") else { panic!() };
+        assert!(want_reply);
+    }
+
+    #[test]
+    fn an_exit_signal_may_leave_its_language_out() {
+        let signal = ExitSignal { name: b"SEGV", core_dumped: true, message: b"" };
+        assert_eq!(exit_signal(b"\0\0\0\x04SEGV\x01\0\0\0\0"), Ok(signal));
+        let violation = Violation::Truncated { message: "exit-signal", field: "core dumped" };
+        assert_eq!(exit_signal(b"\0\0\0\x04SEGV"), Err(violation));
+    }
+
+    #[test]
+    fn tunnels_are_asked_for_as_the_rfc_and_openssh_draw_it() {
+        assert_eq!(direct_tcpip("db", 5432, "::1", 9), b"\0\0\0\x02db\0\0\x15\x38\0\0\0\x03::1\0\0\0\x09");
+        assert_eq!(direct_streamlocal(b"/s"), b"\0\0\0\x02/s\0\0\0\0\0\0\0\0");
+        assert_eq!(tcpip_forward("localhost", 80), b"\0\0\0\x09localhost\0\0\0\x50");
+        assert_eq!(streamlocal_forward(b"/s"), b"\0\0\0\x02/s");
+    }
+
+    #[test]
+    fn tunnels_of_the_peer_are_read() {
+        let forwarded = ForwardedTcpip { address: b"localhost", port: 80, origin_address: b"::1", origin_port: 9 };
+        let data = b"\0\0\0\x09localhost\0\0\0\x50\0\0\0\x03::1\0\0\0\x09";
+        assert_eq!(forwarded_tcpip(data), Ok(forwarded));
+        assert!(matches!(
+            forwarded_tcpip(&data[..20]),
+            Err(Violation::Truncated { field: "originator IP address", .. })
+        ));
+        assert_eq!(forwarded_streamlocal(b"\0\0\0\x02/s\0\0\0\0"), Ok(&b"/s"[..]));
+        assert!(forwarded_streamlocal(b"\0\0\0\x03/s").is_err());
+        assert!(allocated_port(b"\0\0").is_err());
+    }
+}
