@@ -258,55 +258,57 @@ impl Connection {
     /// A [`Violation`] says how the peer broke the protocol; the connection is of no more use.
     pub(crate) fn received<'a>(&mut self, payload: &'a [u8]) -> Result<Event<'a>, Violation> {
         let message = Message::decode(payload)?;
+        if self.has_crossed_our_close(&message) {
+            return Ok(Event::Nothing);
+        }
+        let name = message.name();
         let event = match message {
             Message::Data { recipient, data } => {
-                self.received_data(message.name(), recipient, Some(Stream::Stdout), wire::DATA_AT, data)?
+                self.received_data(name, recipient, Some(Stream::Stdout), wire::DATA_AT, data)?
             }
             Message::ExtendedData { recipient, data_type, data } => {
                 let stream = (data_type == wire::STDERR).then_some(Stream::Stderr);
-                self.received_data(message.name(), recipient, stream, wire::EXTENDED_DATA_AT, data)?
+                self.received_data(name, recipient, stream, wire::EXTENDED_DATA_AT, data)?
             }
-            Message::WindowAdjust { recipient, bytes } => {
-                let channel = self.channel(message.name(), recipient)?;
-                if channel.adjusted(bytes)? {
-                    Event::Writable { channel: channel.id() }
-                } else {
-                    Event::Nothing
-                }
+            Message::WindowAdjust { recipient, bytes } => self.received_adjust(name, recipient, bytes)?,
+            Message::Eof { recipient } => self.received_eof(name, recipient)?,
+            Message::Close { recipient } => self.received_close(name, recipient)?,
+            Message::Request { recipient, name: request, want_reply, data } => {
+                self.received_request(name, recipient, request, want_reply, data)?
             }
-            Message::Eof { recipient } => {
-                let channel = self.channel(message.name(), recipient)?;
-                channel.eof_received()?;
-                Event::Eof { channel: channel.id() }
-            }
-            Message::Close { recipient } => self.received_close(message.name(), recipient)?,
-            Message::Request { recipient, name, want_reply, data } => {
-                self.received_request(message.name(), recipient, name, want_reply, data)?
-            }
-            Message::Success { recipient } => self.received_reply(message.name(), recipient, true)?,
-            Message::Failure { recipient } => self.received_reply(message.name(), recipient, false)?,
+            Message::Success { recipient } => self.received_reply(name, recipient, true)?,
+            Message::Failure { recipient } => self.received_reply(name, recipient, false)?,
             Message::Open { kind, sender, window, max_packet, data } => {
                 self.received_open(kind, Peer { number: sender, window, max_packet }, data)?
             }
             Message::OpenConfirmation { recipient, sender, window, max_packet, .. } => {
-                self.received_confirmation(message.name(), recipient, Peer { number: sender, window, max_packet })?
+                self.received_confirmation(name, recipient, Peer { number: sender, window, max_packet })?
             }
             Message::OpenFailure { recipient, reason, description } => {
-                let channel = self.received_refusal(message.name(), recipient)?;
-                Event::OpenFailed { channel, reason, description }
+                self.received_refusal(name, recipient, reason, description)?
             }
             Message::GlobalRequest { name, want_reply, data } => self.received_global_request(name, want_reply, data),
             Message::RequestSuccess { data } => self.received_global_reply(true, data)?,
             Message::RequestFailure => self.received_global_reply(false, &[])?,
-            Message::Ping { data } => {
-                self.reply(Message::Pong { data });
-                Event::Nothing
-            }
+            Message::Ping { data } => self.received_ping(data),
             // never asked for; and the answer to an unknown number, UNIMPLEMENTED, is not ours to send (RFC 4253 §11.4)
             Message::Pong { .. } | Message::Unknown { .. } => Event::Nothing,
         };
         self.outbox.check_replies()?;
         Ok(event)
+    }
+
+    /// Whether this was sent between the peer's CLOSE and the arrival of ours. For the peer the channel was not closed
+    /// yet (§5.3), so it is no breach: sshd's ClientAlive request goes to any channel it has, even one on which it has
+    /// sent CLOSE. Data after CLOSE has no such excuse.
+    fn has_crossed_our_close(&self, message: &Message<'_>) -> bool {
+        match *message {
+            Message::WindowAdjust { recipient, .. }
+            | Message::Request { recipient, .. }
+            | Message::Success { recipient }
+            | Message::Failure { recipient } => self.channels.is_stale(recipient),
+            _ => false,
+        }
     }
 }
 
@@ -330,6 +332,22 @@ impl Connection {
             (Fate::Delivered, Some(stream)) => Event::Data { channel, stream, range: start..start + data.len() },
             _ => Event::Ignored { channel, bytes },
         })
+    }
+
+    fn received_adjust<'a>(
+        &mut self,
+        message: &'static str,
+        recipient: u32,
+        bytes: u32,
+    ) -> Result<Event<'a>, Violation> {
+        let channel = self.channel(message, recipient)?;
+        Ok(if channel.adjusted(bytes)? { Event::Writable { channel: channel.id() } } else { Event::Nothing })
+    }
+
+    fn received_eof<'a>(&mut self, message: &'static str, recipient: u32) -> Result<Event<'a>, Violation> {
+        let channel = self.channel(message, recipient)?;
+        channel.eof_received()?;
+        Ok(Event::Eof { channel: channel.id() })
     }
 
     fn received_close<'a>(&mut self, message: &'static str, recipient: u32) -> Result<Event<'a>, Violation> {
@@ -361,9 +379,6 @@ impl Connection {
         want_reply: bool,
         data: &'a [u8],
     ) -> Result<Event<'a>, Violation> {
-        if self.channels.is_stale(recipient) {
-            return Ok(Event::Nothing);
-        }
         let peer_channel = self.channel(message, recipient)?;
         peer_channel.require_open(message)?;
         let channel = peer_channel.id();
@@ -417,13 +432,24 @@ impl Connection {
         Ok(Event::Opened { channel: id })
     }
 
-    fn received_refusal(&mut self, message: &'static str, recipient: u32) -> Result<ChannelId, Violation> {
+    fn received_refusal<'a>(
+        &mut self,
+        message: &'static str,
+        recipient: u32,
+        reason: u32,
+        description: &'a [u8],
+    ) -> Result<Event<'a>, Violation> {
         let channel = self.channel(message, recipient)?;
         channel.refused()?;
-        let id = channel.id();
-        self.channels.remove(id);
-        log::debug!("channel {id}: refused by the peer");
-        Ok(id)
+        let channel = channel.id();
+        self.channels.remove(channel);
+        log::debug!("channel {channel}: refused by the peer");
+        Ok(Event::OpenFailed { channel, reason, description })
+    }
+
+    fn received_ping<'a>(&mut self, data: &[u8]) -> Event<'a> {
+        self.reply(Message::Pong { data });
+        Event::Nothing
     }
 
     fn received_global_request<'a>(&mut self, name: &[u8], want_reply: bool, data: &'a [u8]) -> Event<'a> {

@@ -56,9 +56,7 @@ impl Table {
     }
 
     /// Whether the peer, when it writes this number now, can only mean a channel that has ended: none has the number, or
-    /// one that the peer has not answered yet.
-    ///
-    /// sshd does so: its ClientAlive request goes to any channel it has, even if it has sent CLOSE on it.
+    /// a successor whose open the peer has not answered yet.
     pub(super) fn is_stale(&self, number: u32) -> bool {
         self.slots.get(number as usize).is_some_and(|slot| match &slot.channel {
             None => true,

@@ -375,18 +375,37 @@ fn a_channel_of_the_peer_is_accepted_or_refused() {
 }
 
 #[test]
-fn a_request_that_crossed_our_close_is_not_a_violation() {
+fn what_crossed_our_close_is_no_violation_and_reaches_no_successor() {
     // sshd's ClientAlive picks any channel it has, even one on which it has sent CLOSE
-    let alive = Message::Request { recipient: 0, name: b"keepalive@openssh.com", want_reply: true, data: b"" };
-    let (mut connection, _) = opened(0);
-    receive(&mut connection, Message::Close { recipient: 0 }).unwrap();
+    let recipient = 0;
+    let late = [
+        Message::Request { recipient, name: b"keepalive@openssh.com", want_reply: true, data: b"" },
+        Message::WindowAdjust { recipient, bytes: u32::MAX },
+        Message::Success { recipient },
+        Message::Failure { recipient },
+    ];
+    let (mut connection, _) = opened(9);
+    receive(&mut connection, Message::Close { recipient }).unwrap();
     sent(&mut connection);
-    receive(&mut connection, alive).unwrap();
-    let id = connection.open("session", b"", 0);
-    receive(&mut connection, alive).unwrap();
+    for message in late {
+        assert_eq!(connection.received(&encoded(message)), Ok(Event::Nothing));
+    }
+    let successor = connection.open("session", b"", 9);
+    assert!(connection.request(successor, &ChannelRequest::Shell, true));
+    for message in late {
+        assert_eq!(connection.received(&encoded(message)), Ok(Event::Nothing));
+    }
     assert_eq!(sent(&mut connection).len(), 1, "the open and no reply");
-    receive(&mut connection, confirmation(0)).unwrap();
-    assert!(connection.is_open(id));
+    receive(&mut connection, confirmation(recipient)).unwrap();
+    assert_eq!((connection.is_open(successor), connection.sendable(successor)), (true, 50));
+    let reply = encoded(Message::Failure { recipient });
+    assert_eq!(connection.received(&reply), Ok(Event::Reply { channel: successor, success: false }));
+
+    let (mut connection, _) = opened(9);
+    receive(&mut connection, Message::Close { recipient }).unwrap();
+    let data = Message::Data { recipient, data: b"x" };
+    let violation = Violation::UnknownChannel { message: "CHANNEL_DATA", channel: 0 };
+    assert_eq!(receive(&mut connection, data), Err(violation));
 }
 
 #[test]
