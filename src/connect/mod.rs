@@ -1,9 +1,12 @@
 //! Everything before a connection is up, straight-line and under one deadline.
 
 mod agent;
-mod host_key;
-mod target;
-mod tcp;
+pub(crate) mod auth;
+pub(crate) mod handshake;
+pub(crate) mod host_key;
+mod key_file;
+pub(crate) mod target;
+pub(crate) mod tcp;
 
 pub use host_key::{AutoAddPolicy, HostKey, HostName, MissingHostKeyPolicy, RejectPolicy, Verdict, WarningPolicy};
 pub use target::Target;

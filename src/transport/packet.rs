@@ -86,6 +86,13 @@ impl Packets {
         self.raw.with(|t| t.fault = Some(fault));
     }
 
+    /// Whether the connection is over, for the time before the connection protocol: the server disconnected, broke the
+    /// protocol, or a callback panicked.
+    pub fn check(&mut self) -> Result<(), Error> {
+        self.after_call(0);
+        self.dead.clone().map_or(Ok(()), Err)
+    }
+
     /// The next payload, in order.
     pub fn receive(&mut self) -> Result<Incoming, Error> {
         for _ in 0..MAX_FRUITLESS_READS {

@@ -322,6 +322,28 @@ impl RawSession {
         unsafe { libssh2_session_set_last_error(self.raw.as_ptr(), 0, c"".as_ptr()) };
     }
 
+    /// What the server accepts, asked with the method "none" (RFC 4252 §5.2); `None`: it accepted "none".
+    /// The error is libssh2's code and words.
+    pub fn userauth_list(&mut self, user: &CStr) -> Result<Option<Vec<u8>>, (c_int, String)> {
+        let entered = Entered::new(self.tap);
+        let len = u32::try_from(user.to_bytes().len()).unwrap_or(u32::MAX);
+        // SAFETY: the session is alive; the user's bytes are copied before the call returns; the answer is
+        // NUL-terminated, owned by libssh2 and copied at once.
+        let list = unsafe {
+            let list = libssh2_sys::libssh2_userauth_list(self.raw.as_ptr(), user.as_ptr(), len);
+            if list.is_null() { None } else { Some(CStr::from_ptr(list).to_bytes().to_vec()) }
+        };
+        drop(entered);
+        if let Some(list) = list {
+            return Ok(Some(list));
+        }
+        // SAFETY: as above.
+        if unsafe { libssh2_sys::libssh2_userauth_authenticated(self.raw.as_ptr()) } != 0 {
+            return Ok(None);
+        }
+        Err(self.last_error().unwrap_or((ERROR_PROTO, "no answer to the question for methods".into())))
+    }
+
     /// Public-key authentication (RFC 4252 §7) with a signature made by `sign`, which gets the bytes to sign and
     /// returns the bare signature. May be called again after [`EAGAIN`]; `sign` runs at most once per attempt.
     pub fn userauth_publickey(
