@@ -75,6 +75,11 @@ impl LineBuffer {
         }
     }
 
+    /// True while the current line's beginning has been handed on and its end has not arrived.
+    pub(crate) fn is_inside_long_line(&self) -> bool {
+        self.inside_long_line
+    }
+
     fn hand_on(&mut self, bytes: &[u8], tail: Tail, lines: &mut Lines) {
         if lines.is_empty() {
             lines.begins_inside = self.inside_long_line;
@@ -130,6 +135,11 @@ impl Lines {
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         &self.bytes
+    }
+
+    /// How many bytes the lines are, newlines included.
+    pub(crate) fn len(&self) -> usize {
+        self.bytes.len()
     }
 
     /// True if the last line is unfinished: its next piece comes with the next lines of the same stream.
