@@ -106,7 +106,6 @@ impl Printer {
     }
 
     /// Settings first.
-    #[must_use]
     pub fn builder() -> PrinterBuilder {
         PrinterBuilder::default()
     }
