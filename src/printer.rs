@@ -441,6 +441,8 @@ pub struct Ended {
 pub enum Ending {
     /// Both streams were read to their end.
     EndOfStream,
+    /// Both streams were read to their end, and the command ended like this.
+    Exited(crate::ExitStatus),
     /// Reading failed; the lines until then were printed.
     Failed(Error),
     /// The source panicked, saying this; the lines until then were printed.

@@ -187,7 +187,11 @@ impl Attempts<'_> {
             let code = p.raw().userauth_publickey(&user, &identity.blob, &mut |data| {
                 sign(agent, identity, data).map_err(|e| refusal = Some(e)).ok()
             });
-            if code == 0 { Ok(()) } else { Err((code, String::new())) }
+            if code == 0 {
+                Ok(())
+            } else {
+                Err((code, String::new()))
+            }
         });
         match (outcome, refusal) {
             (Ok(()), _) => Ok(true),

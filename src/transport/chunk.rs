@@ -130,6 +130,16 @@ impl ByteQueue {
         self.chunks.front().map_or(&[], Chunk::bytes)
     }
 
+    /// A copy of at most `most` bytes from the front.
+    pub fn copy_front(&self, most: usize) -> Vec<u8> {
+        let mut out = Vec::with_capacity(most.min(self.len));
+        for chunk in &self.chunks {
+            let room = most - out.len();
+            out.extend_from_slice(&chunk.bytes()[..room.min(chunk.len())]);
+        }
+        out
+    }
+
     /// Drops `n` bytes from the front.
     pub fn consume(&mut self, mut n: usize, pool: &Pool) {
         debug_assert!(n <= self.len);
@@ -158,13 +168,6 @@ impl ByteQueue {
     pub fn append(&mut self, other: &mut ByteQueue) {
         self.len += std::mem::take(&mut other.len);
         self.chunks.append(&mut other.chunks);
-    }
-
-    /// Frees the queue's own room when it is empty.
-    pub fn shrink(&mut self) {
-        if self.chunks.is_empty() {
-            self.chunks = VecDeque::new();
-        }
     }
 }
 

@@ -135,7 +135,10 @@ struct Probes {
 
 enum Ending {
     No,
-    Finish { deadline: Instant, done: Sender<Result<(), Error>> },
+    Finish {
+        deadline: Instant,
+        done: Sender<Result<(), Error>>,
+    },
     /// Say goodbye now.
     Now,
 }
@@ -359,14 +362,12 @@ impl EventLoop {
         let Some(Entry { id: Some(id), stage: Stage::Running, .. }) = self.entries.get(&token) else { return };
         let request = match notice {
             Notice::Signal(name) => ChannelRequest::Signal { name },
-            Notice::Resize(PtySize { columns, rows, width, height }) => ChannelRequest::WindowChange {
-                columns: *columns,
-                rows: *rows,
-                width_px: *width,
-                height_px: *height,
-            },
+            Notice::Resize(PtySize { columns, rows, width, height }) => {
+                ChannelRequest::WindowChange { columns: *columns, rows: *rows, width_px: *width, height_px: *height }
+            }
         };
-        self.connection.request(*id, &request, false);
+        // False only if the channel is gone, and with it whom to tell.
+        let _ = self.connection.request(*id, &request, false);
     }
 
     /// The user gives the channel up.
@@ -447,7 +448,10 @@ impl EventLoop {
             Event::Opened { channel } => self.opened(channel),
             Event::OpenFailed { channel, reason, description } => self.open_failed(channel, reason, description),
             Event::OpenRequested { channel, kind, .. } => {
-                log::debug!("the server wants to open '{}', which nobody expects", escape(&String::from_utf8_lossy(kind)));
+                log::debug!(
+                    "the server wants to open '{}', which nobody expects",
+                    escape(&String::from_utf8_lossy(kind))
+                );
                 self.connection.refuse(channel, OpenFailure::AdministrativelyProhibited, "not expected");
             }
             Event::Writable { channel } => self.with_user(channel, Self::line_up),
@@ -667,8 +671,11 @@ impl EventLoop {
     fn global_reply(&mut self, success: bool, data: &[u8]) {
         match self.globals.pop_front() {
             Some(GlobalWaiter::User { name, reply }) => {
-                let answer =
-                    if success { Ok(data.to_vec()) } else { Err(Error::RequestRefused { request: name, detail: None }) };
+                let answer = if success {
+                    Ok(data.to_vec())
+                } else {
+                    Err(Error::RequestRefused { request: name, detail: None })
+                };
                 let _ = reply.send(answer);
             }
             Some(GlobalWaiter::Probe) | None => {}
@@ -676,11 +683,11 @@ impl EventLoop {
     }
 }
 
-/// Environment and terminal: asked for together, answered before the start, so that a refusal runs nothing.
+/// Environment and terminal (the channel has just been opened, so it takes requests): asked for together, answered before the start, so that a refusal runs nothing.
 fn prepare(connection: &mut Connection, id: ChannelId, plan: &SessionPlan) -> VecDeque<Asked> {
     let mut asked = VecDeque::new();
     for (name, value) in &plan.env {
-        connection.request(id, &ChannelRequest::Env { name, value }, true);
+        let _ = connection.request(id, &ChannelRequest::Env { name, value }, true);
         asked.push_back(Asked { request: "env", detail: Some(String::from_utf8_lossy(name).into_owned()) });
     }
     if let Some(pty) = &plan.pty {
@@ -692,7 +699,7 @@ fn prepare(connection: &mut Connection, id: ChannelId, plan: &SessionPlan) -> Ve
             height_px: pty.size.height,
             modes: &pty.modes,
         };
-        connection.request(id, &request, true);
+        let _ = connection.request(id, &request, true);
         asked.push_back(Asked { request: "pty-req", detail: None });
     }
     asked
@@ -706,7 +713,7 @@ fn begin(connection: &mut Connection, id: ChannelId, run: &Run) -> Asked {
             (ChannelRequest::Subsystem { name }, Asked { request: "subsystem", detail: Some(name.clone()) })
         }
     };
-    connection.request(id, &request, true);
+    let _ = connection.request(id, &request, true);
     asked
 }
 
@@ -991,7 +998,8 @@ impl EventLoop {
         });
         let ending = match &self.ending {
             Ending::Finish { deadline, .. } => Some(*deadline),
-            _ => None,
+            Ending::Now => Some(Instant::now() + GOODBYE),
+            Ending::No => None,
         };
         [
             liveness,
@@ -1012,9 +1020,18 @@ impl EventLoop {
     fn is_over(&mut self, flushed: bool) -> bool {
         match &self.ending {
             Ending::No => false,
-            Ending::Now => true,
+            Ending::Now => !self.urgent_work(),
             Ending::Finish { deadline, .. } => *deadline <= Instant::now() || self.all_sent(flushed),
         }
+    }
+
+    /// Whether something must be started before we go: the end of a remote command whose child was dropped.
+    fn urgent_work(&self) -> bool {
+        self.entries.values().any(|e| {
+            let waits = !matches!(e.stage, Stage::Running | Stage::Closing);
+            let urgent = matches!(&e.plan, Plan::Session(plan) if plan.urgent);
+            urgent && waits && e.asked.elapsed() < GOODBYE
+        })
     }
 
     /// Whether everything queued on every channel is with the kernel.
@@ -1042,18 +1059,14 @@ impl EventLoop {
         }
         let deadline = Instant::now() + GOODBYE;
         while let Ok(false) = self.packets.flush() {
-            if Instant::now() >= deadline
-                || self.packets.socket(|s| wake::wait(s, true, None, Some(deadline))).is_err()
+            if Instant::now() >= deadline || self.packets.socket(|s| wake::wait(s, true, None, Some(deadline))).is_err()
             {
                 break;
             }
         }
         if let Ending::Finish { done, .. } = std::mem::replace(&mut self.ending, Ending::Now) {
-            let outcome = if complete {
-                Ok(())
-            } else {
-                Err(Error::timeout(crate::error::Phase::Write, Duration::ZERO))
-            };
+            let outcome =
+                if complete { Ok(()) } else { Err(Error::timeout(crate::error::Phase::Write, Duration::ZERO)) };
             // The waiter is told before the thread ends, and joins it then.
             let _ = self.shared.ended.set(Error::Closed);
             let _ = done.send(outcome);

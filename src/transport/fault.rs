@@ -3,7 +3,7 @@
 
 /// Where to panic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[cfg_attr(not(feature = "_faults"), expect(dead_code, reason = "only tests make them"))]
+#[cfg_attr(not(feature = "_faults"), allow(dead_code, reason = "only tests make them"))]
 #[non_exhaustive]
 pub enum Fault {
     /// The method's `init`, at the next NEWKEYS.

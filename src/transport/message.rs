@@ -98,6 +98,8 @@ pub(crate) struct SessionPlan {
     pub grace: Option<Duration>,
     /// What to do at a refusal that looks like the limit of sessions.
     pub at_limit: AtLimit,
+    /// It is to start even if the last handle goes away meanwhile.
+    pub urgent: bool,
 }
 
 impl std::fmt::Debug for SessionPlan {

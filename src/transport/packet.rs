@@ -1,6 +1,5 @@
 //! The safe face of the seam: payloads of the connection protocol in and out, key exchanges kept in order.
 
-use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use ssh2::Session;
@@ -266,11 +265,6 @@ impl Packets {
         if self.dead.is_none() {
             self.raw.disconnect();
         }
-    }
-
-    /// Payloads that were committed and not taken; for the end of the connection.
-    pub fn leftovers(&mut self) -> VecDeque<Vec<u8>> {
-        self.raw.with(|t| std::mem::take(&mut t.committed))
     }
 }
 

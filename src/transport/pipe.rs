@@ -132,7 +132,11 @@ impl Piece {
     }
 
     fn stream(self) -> Stream {
-        if self.len_and_stream & STDERR_BIT == 0 { Stream::Stdout } else { Stream::Stderr }
+        if self.len_and_stream & STDERR_BIT == 0 {
+            Stream::Stdout
+        } else {
+            Stream::Stderr
+        }
     }
 
     fn len(self) -> usize {
@@ -320,7 +324,11 @@ impl Pipe {
             }
             free |= inbound.discarding;
         }
-        if free { window } else { 0 }
+        if free {
+            window
+        } else {
+            0
+        }
     }
 
     /// The peer sends no more data.
@@ -441,7 +449,11 @@ impl Outbound {
 impl State {
     /// The error that ends every wait, if there is one.
     fn interruption(&self) -> Option<Error> {
-        if self.cancelled { Some(Error::Cancelled) } else { None }
+        if self.cancelled {
+            Some(Error::Cancelled)
+        } else {
+            None
+        }
     }
 }
 
@@ -576,13 +588,7 @@ impl Pipe {
 
     /// Moves all queued bytes of both streams into `into`, with the order in which they arrived.
     /// `false`: both have ended.
-    pub fn take_merged(
-        &self,
-        into: &mut Merged,
-        consumed: [u64; 2],
-        limit: &Limit,
-        poke: &dyn Fn(),
-    ) -> Result<bool> {
+    pub fn take_merged(&self, into: &mut Merged, consumed: [u64; 2], limit: &Limit, poke: &dyn Fn()) -> Result<bool> {
         let mut state = self.lock();
         let mut poke_due = self.report(&mut state, Stream::Stdout, consumed[0]);
         poke_due |= self.report(&mut state, Stream::Stderr, consumed[1]);
@@ -622,11 +628,7 @@ impl Pipe {
     }
 
     /// One wait for news; an error when a deadline has passed, counted anew if output came meanwhile.
-    fn wait_for_output<'a>(
-        &self,
-        state: MutexGuard<'a, State>,
-        limit: &Limit,
-    ) -> (MutexGuard<'a, State>, Result<()>) {
+    fn wait_for_output<'a>(&self, state: MutexGuard<'a, State>, limit: &Limit) -> (MutexGuard<'a, State>, Result<()>) {
         let deadline = limit.deadline(state.last_output);
         let (state, in_time) = Pipe::wait(&self.news, state, deadline);
         let passed = limit.deadline(state.last_output).is_some_and(|d| d <= Instant::now());
@@ -656,6 +658,72 @@ impl Pipe {
         }
         state.unreported = 0;
         true
+    }
+
+    /// Puts taken bytes back to the front of the queue; `consumed` of those taken before were read.
+    pub fn put_back(&self, stream: Stream, taken: &mut ByteQueue, consumed: u64) {
+        let mut state = self.lock();
+        self.report(&mut state, stream, consumed);
+        let queue = &mut state.streams[stream.index()].queue;
+        taken.append(queue);
+        std::mem::swap(taken, queue);
+    }
+
+    /// Waits until `find` sees what it looks for within the first `within` bytes of a stream, and cuts it out: it says
+    /// where that lies and what it means. `None`: the stream ended, or grew past `within`, without it.
+    pub fn cut<T>(
+        &self,
+        stream: Stream,
+        within: usize,
+        limit: &Limit,
+        find: &dyn Fn(&[u8]) -> Option<(std::ops::Range<usize>, T)>,
+    ) -> Result<Option<T>> {
+        let mut state = self.lock();
+        let own = stream.index();
+        let outcome = loop {
+            let head = state.streams[own].queue.copy_front(within);
+            if let Some((range, found)) = find(&head) {
+                self.remove(&mut state, stream, &head, range);
+                break Ok(Some(found));
+            }
+            if head.len() >= within || state.eof {
+                break Ok(None);
+            }
+            if let Some(error) = state.interruption().or_else(|| state.lost.clone()) {
+                break Err(error);
+            }
+            state.streams[own].waiting = true;
+            match self.wait_for_output(state, limit) {
+                (guard, Ok(())) => state = guard,
+                (guard, Err(error)) => {
+                    state = guard;
+                    break Err(error);
+                }
+            }
+        };
+        state.streams[own].waiting = false;
+        outcome
+    }
+
+    /// Removes `range` of the bytes at the front of a stream, of which `head` is a copy.
+    fn remove(&self, state: &mut State, stream: Stream, head: &[u8], range: std::ops::Range<usize>) {
+        let inbound = &mut state.streams[stream.index()];
+        let mut rest = ByteQueue::default();
+        rest.extend(&head[..range.start], &self.shared.pool);
+        inbound.queue.consume(range.end, &self.shared.pool);
+        rest.append(&mut inbound.queue);
+        inbound.queue = rest;
+        self.report(state, stream, range.len() as u64);
+        // The order of the rest is that of its arrival still; only this stream's first pieces get shorter.
+        let mut excess = range.len();
+        for piece in state.order.iter_mut().flatten().filter(|p| p.stream() == stream) {
+            let less = excess.min(piece.len());
+            *piece = Piece::new(stream, piece.len() - less, piece.millis);
+            excess -= less;
+        }
+        if let Some(order) = &mut state.order {
+            order.retain(|piece| piece.len() > 0);
+        }
     }
 
     /// How the stream (or both) ended, if it has: queued bytes come first, which the caller has checked.

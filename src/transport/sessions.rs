@@ -135,10 +135,6 @@ impl Sessions {
         (self.spares.len() > 1).then(|| last + SPARES_IDLE)
     }
 
-    pub fn spare_count(&self) -> usize {
-        self.spares.len() + self.opening.len()
-    }
-
     /// Whether a session may be asked for while `held` are open or being opened.
     pub fn may_open(&mut self, held: usize, now: Instant) -> bool {
         match self.limit {

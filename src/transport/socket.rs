@@ -211,11 +211,6 @@ impl Socket {
         self.last_received
     }
 
-    /// Bytes received in all.
-    pub fn received(&self) -> u64 {
-        self.received
-    }
-
     /// Bytes waiting to be sent.
     pub fn unsent(&self) -> usize {
         self.out.len()
@@ -239,10 +234,6 @@ impl Socket {
     /// Ends both directions; the peer sees a FIN.
     pub fn shut(&self) {
         let _ = self.stream.shutdown(std::net::Shutdown::Both);
-    }
-
-    pub fn stream(&self) -> &TcpStream {
-        &self.stream
     }
 }
 

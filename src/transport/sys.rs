@@ -46,14 +46,8 @@ const FIRST_CONNECTION_MESSAGE: u8 = 80;
 const MAX_EXCHANGE_MESSAGES: u32 = 64;
 
 type InitFn = unsafe extern "C" fn(*mut LIBSSH2_SESSION, c_int, *mut *mut c_void) -> c_int;
-type CompFn = unsafe extern "C" fn(
-    *mut LIBSSH2_SESSION,
-    *mut u8,
-    *mut usize,
-    *const u8,
-    usize,
-    *mut *mut c_void,
-) -> c_int;
+type CompFn =
+    unsafe extern "C" fn(*mut LIBSSH2_SESSION, *mut u8, *mut usize, *const u8, usize, *mut *mut c_void) -> c_int;
 type DecompFn = unsafe extern "C" fn(
     *mut LIBSSH2_SESSION,
     *mut *mut u8,
@@ -64,14 +58,8 @@ type DecompFn = unsafe extern "C" fn(
     *mut *mut c_void,
 ) -> c_int;
 type GenericCallback = unsafe extern "C" fn();
-type SignFn = unsafe extern "C" fn(
-    *mut LIBSSH2_SESSION,
-    *mut *mut u8,
-    *mut usize,
-    *const u8,
-    usize,
-    *mut *mut c_void,
-) -> c_int;
+type SignFn =
+    unsafe extern "C" fn(*mut LIBSSH2_SESSION, *mut *mut u8, *mut usize, *const u8, usize, *mut *mut c_void) -> c_int;
 
 /// `struct comp_method` of libssh2_priv.h.
 #[repr(C)]
@@ -113,11 +101,7 @@ unsafe extern "C" {
         callback: Option<GenericCallback>,
     ) -> Option<GenericCallback>;
     fn libssh2_session_set_read_timeout(session: *mut LIBSSH2_SESSION, seconds: c_long);
-    fn libssh2_session_set_last_error(
-        session: *mut LIBSSH2_SESSION,
-        code: c_int,
-        message: *const c_char,
-    ) -> c_int;
+    fn libssh2_session_set_last_error(session: *mut LIBSSH2_SESSION, code: c_int, message: *const c_char) -> c_int;
     fn libssh2_userauth_publickey(
         session: *mut LIBSSH2_SESSION,
         username: *const c_char,
@@ -284,9 +268,7 @@ impl RawSession {
         let _entered = Entered::new(self.tap);
         let body_ptr = if body.is_empty() { ptr::null() } else { body.as_ptr() };
         // SAFETY: the session is alive; both slices are copied before the call returns.
-        unsafe {
-            ssh2_transport_send(self.raw.as_ptr(), head.as_ptr(), head.len(), body_ptr, body.len())
-        }
+        unsafe { ssh2_transport_send(self.raw.as_ptr(), head.as_ptr(), head.len(), body_ptr, body.len()) }
     }
 
     /// Hands a payload to libssh2 as if it had just been received (used for KEXINIT).
@@ -303,8 +285,7 @@ impl RawSession {
         let mut text: *mut c_char = ptr::null_mut();
         let mut len: c_int = 0;
         // SAFETY: the session is alive; libssh2 returns a pointer that is valid until its next call, copied at once.
-        let code =
-            unsafe { libssh2_sys::libssh2_session_last_error(self.raw.as_ptr(), &mut text, &mut len, 0) };
+        let code = unsafe { libssh2_sys::libssh2_session_last_error(self.raw.as_ptr(), &mut text, &mut len, 0) };
         if code == 0 {
             return None;
         }
@@ -331,7 +312,11 @@ impl RawSession {
         // NUL-terminated, owned by libssh2 and copied at once.
         let list = unsafe {
             let list = libssh2_sys::libssh2_userauth_list(self.raw.as_ptr(), user.as_ptr(), len);
-            if list.is_null() { None } else { Some(CStr::from_ptr(list).to_bytes().to_vec()) }
+            if list.is_null() {
+                None
+            } else {
+                Some(CStr::from_ptr(list).to_bytes().to_vec())
+            }
         };
         drop(entered);
         if let Some(list) = list {

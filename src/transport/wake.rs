@@ -57,11 +57,10 @@ impl Wake {
     }
 }
 
-/// What poll found on the socket.
+/// What poll found. That the socket can be written needs no telling: whoever has something to write tries.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Ready {
     pub readable: bool,
-    pub writable: bool,
     pub woken: bool,
 }
 
@@ -83,11 +82,7 @@ pub(crate) fn wait(
     }
     let found = fds[0].revents();
     let woken = count == 2 && !fds[1].revents().is_empty();
-    Ok(Ready {
-        woken,
-        readable: found.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR),
-        writable: found.intersects(PollFlags::OUT | PollFlags::ERR),
-    })
+    Ok(Ready { woken, readable: found.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR) })
 }
 
 /// Two slots without an allocation; the second repeats the first where there is nothing to put into it.

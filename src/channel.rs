@@ -1,0 +1,447 @@
+//! A channel as its user-side handles share it, and the ends that read and write it.
+
+use std::io::{self, BufRead, Read, Write};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::error::{Error, Phase, Result, Stream};
+use crate::exit_status::ExitStatus;
+use crate::kill;
+use crate::transport::chunk::ByteQueue;
+use crate::transport::message::{Notice, Plan, PtySize, Token};
+use crate::transport::pipe::{Limit, Merged, Pipe};
+use crate::transport::Handle;
+
+/// What happens to a running remote command when its [`Child`](crate::Child) and all streams of it are dropped.
+///
+/// Dropping never blocks, whichever is chosen; the work is done in the background.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum OnDrop {
+    /// The channel is closed. What that does to the command is the server's choice: sshd closes its pipes (so the next
+    /// write fails) and, with a terminal, sends SIGHUP; a command that neither writes nor reads goes on.
+    #[default]
+    HangUp,
+    /// The command runs on to its end; its output is thrown away and its stdin is at end of file.
+    Leave,
+    /// The command is ended: its process group if it was started with
+    /// [`process_group`](crate::Command::process_group) (TERM, a grace of 5 s, KILL), else by the SSH signal KILL,
+    /// which the server may ignore; then as `HangUp`.
+    Kill,
+}
+
+/// The one thing behind all user-side handles of a channel; dropped with the last of them.
+#[derive(Debug)]
+pub(crate) struct Channel {
+    pub handle: Handle,
+    pub token: Token,
+    pub pipe: Arc<Pipe>,
+    pub limit: Limit,
+    on_drop: OnDrop,
+    /// The remote process group, once known.
+    pub process_group: std::sync::OnceLock<u32>,
+}
+
+impl Channel {
+    /// Opens a channel and waits until what it is for has started.
+    pub fn start(handle: &Handle, plan: Plan, limit: Limit, start: &Limit, on_drop: OnDrop) -> Result<Arc<Channel>> {
+        let (token, pipe) = handle.start(plan);
+        let channel = Arc::new(Channel {
+            handle: handle.clone(),
+            token,
+            pipe,
+            limit,
+            on_drop,
+            process_group: std::sync::OnceLock::new(),
+        });
+        let earlier = match (limit.total, start.total) {
+            (Some(a), Some(b)) => Limit { total: Some(if a.0 <= b.0 { a } else { b }), idle: None },
+            (a, b) => Limit { total: a.or(b), idle: None },
+        };
+        // If this fails the channel is dropped, which closes it in the background.
+        channel.pipe.wait_started(&earlier, Phase::Open)?;
+        Ok(channel)
+    }
+
+    pub fn poke_wrote(&self) {
+        self.handle.wrote(self.token);
+    }
+
+    pub fn poke_consumed(&self) {
+        self.handle.consumed(self.token);
+    }
+
+    pub fn signal(&self, name: &str) {
+        self.handle.tell(self.token, Notice::Signal(name.to_owned()));
+    }
+
+    pub fn resize(&self, size: PtySize) {
+        self.handle.tell(self.token, Notice::Resize(size));
+    }
+
+    pub fn close(&self) {
+        self.handle.close(self.token);
+    }
+
+    /// Throws away what is queued and what comes on this stream.
+    pub fn drop_stream(&self, stream: Stream) {
+        self.pipe.drop_stream(stream);
+        self.poke_consumed();
+    }
+
+    /// EOF behind what was written.
+    pub fn end_stdin(&self) {
+        if self.pipe.want_eof() {
+            self.poke_wrote();
+        }
+    }
+
+    pub fn wait(&self, reads: [bool; 2], limit: &Limit) -> Result<ExitStatus> {
+        self.pipe.wait_status(reads, limit, &|| self.poke_consumed())
+    }
+}
+
+impl Drop for Channel {
+    fn drop(&mut self) {
+        let over = self.pipe.said().is_some() || self.handle.lost().is_some();
+        match self.on_drop {
+            OnDrop::Leave => {}
+            OnDrop::Kill if !over => {
+                match self.process_group.get() {
+                    Some(&group) => kill::in_background(&self.handle, group),
+                    None => self.signal("KILL"),
+                }
+                self.close();
+            }
+            OnDrop::HangUp | OnDrop::Kill => self.close(),
+        }
+    }
+}
+
+/// Reads one stream of a channel: whole queues are taken at once, and reported as read in steps.
+#[derive(Debug)]
+pub(crate) struct StreamReader {
+    channel: Arc<Channel>,
+    stream: Stream,
+    taken: ByteQueue,
+    /// Read from `taken`, not yet reported.
+    unreported: u64,
+    ended: bool,
+    timeout: Option<Duration>,
+}
+
+/// Bytes read from a taken queue before the transport is told, so that its grants stay smooth.
+const REPORT: u64 = 128 * 1024;
+
+impl StreamReader {
+    pub fn new(channel: Arc<Channel>, stream: Stream) -> StreamReader {
+        channel.pipe.take_stream(stream);
+        StreamReader { channel, stream, taken: ByteQueue::default(), unreported: 0, ended: false, timeout: None }
+    }
+
+    pub fn channel(&self) -> &Arc<Channel> {
+        &self.channel
+    }
+
+    pub fn set_timeout(&mut self, timeout: Option<Duration>) {
+        self.timeout = timeout;
+    }
+
+    /// The next bytes, waiting for them; empty at the end.
+    pub fn fill(&mut self) -> Result<&[u8]> {
+        if self.taken.is_empty() && !self.ended {
+            let limit = self.limit();
+            let channel = &self.channel;
+            let consumed = std::mem::take(&mut self.unreported);
+            self.ended = !channel.pipe.take(self.stream, &mut self.taken, consumed, &limit, &|| {
+                channel.poke_consumed();
+            })?;
+        }
+        Ok(self.taken.front())
+    }
+
+    fn limit(&self) -> Limit {
+        let Some(timeout) = self.timeout else { return self.channel.limit };
+        let own = (Instant::now() + timeout, timeout);
+        let total = match self.channel.limit.total {
+            Some(total) if total.0 <= own.0 => total,
+            _ => own,
+        };
+        Limit { total: Some(total), idle: self.channel.limit.idle }
+    }
+
+    pub fn consume(&mut self, n: usize) {
+        self.taken.consume(n, self.channel.pipe.pool());
+        self.unreported += n as u64;
+        if self.unreported >= REPORT && !self.taken.is_empty() {
+            let n = std::mem::take(&mut self.unreported);
+            if self.channel.pipe.consumed(self.stream, n) {
+                self.channel.poke_consumed();
+            }
+        }
+    }
+
+    /// Puts back what was taken and not read; somebody else reads the stream from here on.
+    pub fn hand_over(mut self) {
+        let consumed = std::mem::take(&mut self.unreported);
+        self.channel.pipe.put_back(self.stream, &mut self.taken, consumed);
+        self.ended = true;
+    }
+
+    pub fn read(&mut self, buffer: &mut [u8]) -> Result<usize> {
+        let mut done = 0;
+        while done < buffer.len() {
+            // The first bytes may be waited for; after that only what is there is taken.
+            if done > 0 && self.taken.is_empty() {
+                break;
+            }
+            let front = self.fill()?;
+            let n = front.len().min(buffer.len() - done);
+            if n == 0 {
+                break;
+            }
+            buffer[done..done + n].copy_from_slice(&front[..n]);
+            self.consume(n);
+            done += n;
+        }
+        Ok(done)
+    }
+}
+
+impl Drop for StreamReader {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.channel.drop_stream(self.stream);
+        }
+    }
+}
+
+/// Reads both streams of a channel in order of arrival.
+#[derive(Debug)]
+pub(crate) struct MergedReader {
+    channel: Arc<Channel>,
+    taken: Merged,
+    unreported: [u64; 2],
+    /// What the last call showed, to be consumed by the next.
+    shown: Option<(Stream, usize)>,
+}
+
+impl MergedReader {
+    pub fn new(channel: Arc<Channel>) -> MergedReader {
+        channel.pipe.take_stream(Stream::Stdout);
+        channel.pipe.take_stream(Stream::Stderr);
+        MergedReader { channel, taken: Merged::default(), unreported: [0; 2], shown: None }
+    }
+
+    /// The next bytes in order of arrival, and when they arrived; `None` when both streams have ended.
+    pub fn next(&mut self) -> Result<Option<(Stream, Instant, &[u8])>> {
+        let limit = self.channel.limit;
+        self.consume_shown();
+        if self.taken.front().is_none() {
+            let channel = &self.channel;
+            let consumed = std::mem::take(&mut self.unreported);
+            if !channel.pipe.take_merged(&mut self.taken, consumed, &limit, &|| channel.poke_consumed())? {
+                return Ok(None);
+            }
+        }
+        let created = self.channel.pipe.created();
+        let Some((stream, millis, bytes)) = self.taken.front() else { return Ok(None) };
+        self.shown = Some((stream, bytes.len()));
+        Ok(Some((stream, created + Duration::from_millis(millis), bytes)))
+    }
+
+    fn consume_shown(&mut self) {
+        let Some((stream, n)) = self.shown.take() else { return };
+        self.taken.consume(n, self.channel.pipe.pool());
+        let unreported = &mut self.unreported[stream.index()];
+        *unreported += n as u64;
+        if *unreported >= REPORT && self.channel.pipe.consumed(stream, std::mem::take(unreported)) {
+            self.channel.poke_consumed();
+        }
+    }
+}
+
+impl Drop for MergedReader {
+    fn drop(&mut self) {
+        self.channel.drop_stream(Stream::Stdout);
+        self.channel.drop_stream(Stream::Stderr);
+    }
+}
+
+macro_rules! output_stream {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        ///
+        /// It implements [`Read`] and [`BufRead`]; a read blocks until bytes are there, the stream ends or the
+        /// command's timeout passes. Errors of reads carry a [`crate::Error`]. Dropping it lets what is queued and
+        /// what comes be thrown away: the command is not held up.
+        #[derive(Debug)]
+        pub struct $name {
+            reader: StreamReader,
+        }
+
+        impl $name {
+            pub(crate) fn new(channel: Arc<Channel>, stream: Stream) -> Self {
+                $name { reader: StreamReader::new(channel, stream) }
+            }
+
+            /// Gives the stream to a merged reader: what was taken and not read goes back.
+            pub(crate) fn hand_over(self) {
+                self.reader.hand_over();
+            }
+
+            /// Limits each read; `None` (the default) waits as long as the command may run.
+            pub fn set_read_timeout(&mut self, timeout: Option<Duration>) {
+                self.reader.set_timeout(timeout);
+            }
+        }
+
+        impl Read for $name {
+            fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+                Ok(self.reader.read(buffer)?)
+            }
+        }
+
+        impl BufRead for $name {
+            fn fill_buf(&mut self) -> io::Result<&[u8]> {
+                Ok(self.reader.fill()?)
+            }
+
+            fn consume(&mut self, n: usize) {
+                self.reader.consume(n);
+            }
+        }
+    };
+}
+
+output_stream! {
+    /// The standard output of a remote command.
+    ChildStdout
+}
+
+output_stream! {
+    /// The standard error of a remote command.
+    ChildStderr
+}
+
+impl ChildStdout {
+    pub(crate) fn channel(&self) -> &Arc<Channel> {
+        self.reader.channel()
+    }
+}
+
+/// The standard input of a remote command.
+///
+/// `write` queues up to 512 KiB ahead of the network and blocks while that is full: a command that stops reading
+/// holds up only its writer. Writing to a command that has ended or closed its stdin gives
+/// [`BrokenPipe`](io::ErrorKind::BrokenPipe). Dropping it ends the command's input, behind what was written.
+#[derive(Debug)]
+pub struct ChildStdin {
+    channel: Arc<Channel>,
+    timeout: Option<Duration>,
+    finished: bool,
+}
+
+impl ChildStdin {
+    pub(crate) fn new(channel: Arc<Channel>) -> ChildStdin {
+        ChildStdin { channel, timeout: None, finished: false }
+    }
+
+    /// Limits each write and flush; `None` (the default) waits as long as the command may run.
+    pub fn set_write_timeout(&mut self, timeout: Option<Duration>) {
+        self.timeout = timeout;
+    }
+
+    /// Ends the input and waits until everything written, and the end, has been handed to the network.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Timeout`] when `deadline` passes first (what is queued still goes out in the background),
+    /// [`Error::BrokenPipe`] when the command ended before it was sent all, or why the connection was lost.
+    pub fn finish(mut self, deadline: Duration) -> Result<()> {
+        self.finished = true;
+        self.channel.pipe.want_eof();
+        self.flush_within(&Limit::after(Some(deadline)))
+    }
+
+    fn limit(&self) -> Limit {
+        match self.timeout {
+            Some(_) => Limit::after(self.timeout),
+            None => Limit { total: self.channel.limit.total, idle: None },
+        }
+    }
+
+    fn flush_within(&self, limit: &Limit) -> Result<()> {
+        self.channel.pipe.flush(limit, &|| self.channel.poke_wrote())
+    }
+}
+
+impl Write for ChildStdin {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let channel = &self.channel;
+        Ok(channel.pipe.write(bytes, &self.limit(), &|| channel.poke_wrote())?)
+    }
+
+    /// Waits until everything written has been handed to the network.
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(self.flush_within(&self.limit())?)
+    }
+}
+
+impl Drop for ChildStdin {
+    fn drop(&mut self) {
+        if self.finished {
+            self.channel.poke_wrote();
+        } else {
+            self.channel.end_stdin();
+        }
+    }
+}
+
+/// Acts on a running channel from any thread, while others wait on it. Cheap to clone; it does not keep the channel
+/// open.
+#[derive(Debug, Clone)]
+pub struct Control {
+    handle: Handle,
+    token: Token,
+    pipe: Arc<Pipe>,
+}
+
+impl Control {
+    pub(crate) fn new(channel: &Channel) -> Control {
+        Control { handle: channel.handle.clone(), token: channel.token, pipe: Arc::clone(&channel.pipe) }
+    }
+
+    /// Ends every wait on this channel, now and later, with [`Error::Cancelled`], and closes the channel.
+    pub fn cancel(&self) {
+        self.pipe.cancel();
+        self.handle.close(self.token);
+    }
+
+    /// Closes the channel: readers get what has arrived, then [`Error::Closed`].
+    pub fn close(&self) {
+        self.handle.close(self.token);
+    }
+
+    /// Sends a signal by name without "SIG", e.g. `TERM` (RFC 4254 §6.9). The server may ignore it, and does not say.
+    pub fn signal(&self, name: &str) {
+        self.handle.tell(self.token, Notice::Signal(name.to_owned()));
+    }
+
+    /// How the command ended, once the server has said so; without waiting.
+    #[must_use]
+    pub fn status(&self) -> Option<ExitStatus> {
+        self.pipe.try_status().ok().flatten()
+    }
+}
+
+/// An error for a limit that a caller gave, phrased for the total.
+pub(crate) fn with_received(error: Error, received: crate::Received) -> Error {
+    match error {
+        Error::Timeout { phase, after, .. } => {
+            let phase = if phase == Phase::Read { Phase::Total } else { phase };
+            Error::Timeout { phase, after, received: Some(Arc::new(received)) }
+        }
+        other => other,
+    }
+}
