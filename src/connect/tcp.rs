@@ -466,6 +466,19 @@ mod tests {
     }
 
     #[test]
+    fn a_socket_connected_to_itself_is_a_refusal() {
+        let socket = nonblocking_socket(AddressFamily::INET).unwrap();
+        rustix::net::bind(&socket, &SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+        let own = SocketAddr::try_from(rustix::net::getsockname(&socket).unwrap()).unwrap();
+        match rustix::net::connect(&socket, &own) {
+            Ok(()) | Err(Errno::INPROGRESS) => {}
+            Err(e) => panic!("{e}"),
+        }
+        let (_, socket) = ended(&mut vec![(0, socket)], None).unwrap().remove(0);
+        assert_eq!(finish(socket).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+    }
+
+    #[test]
     fn refusals_and_silence_are_both_listed() {
         let ((_guard, dead), (_hole, silent)) = (refusing(), black_hole());
         let error = race("web1", vec![silent, dead], &limits(ms(300)), ms(10)).unwrap_err();

@@ -175,7 +175,7 @@ fn the_standing_of_a_key() {
         (format!("@cert-authority * {b}"), 22, "unknown"),
         // bad lines do not hide good ones
         (format!("web1\nweb1 ssh-ed25519\nweb1 ssh-ed25519 !!!\n@what web1 {b}\nweb1 {a}"), 22, "known"),
-        (format!("web1 ssh-rsa {}\nweb1 {a}", b.split(' ').nth(1).unwrap()), 22, "known"),
+        (format!("web1 ssh-rsa {}", b.split(' ').nth(1).unwrap()), 22, "unknown"),
         (format!("web1 1024 35 1234567\n|1|x|y {b}\n|2|x|y {b}\n, {b}\nweb1 {a}"), 22, "known"),
         (format!("web1 {a}\r\nweb2 {b}\r\n"), 22, "known"),
         (format!("{}web1 {a}", "x,".repeat(100_000)), 22, "known"),
@@ -398,6 +398,24 @@ fn writers_at_the_same_time_neither_tear_nor_repeat_lines() {
     lines.sort_unstable();
     let expected: Vec<_> = (0..hosts).map(|host| format!("web{host} {}", ed(host).to_openssh())).collect();
     assert_eq!(lines, expected);
+}
+
+#[test]
+fn one_that_adds_waits_for_another_that_is_adding() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("known_hosts");
+    let (web1, stale) = (HostName::new("web1", 22), KnownHosts::read(std::slice::from_ref(&path)).unwrap());
+    let mut other = open_to_add(&path).unwrap();
+    lock(&other);
+    let (done, added) = crossbeam_channel::bounded(1);
+    thread::scope(|scope| {
+        scope.spawn(|| done.send(check(&stale, &AutoAddPolicy, &web1, &ed(1))).unwrap());
+        assert!(added.recv_timeout(Duration::from_millis(100)).is_err(), "it did not wait");
+        other.write_all(format!("web1 {}\n", ed(1).to_openssh()).as_bytes()).unwrap();
+        drop(other);
+        added.recv_timeout(Duration::from_secs(30)).unwrap().unwrap();
+    });
+    assert_eq!(fs::read_to_string(&path).unwrap().lines().count(), 1);
 }
 
 #[test]
