@@ -1,1 +1,5 @@
-//! The integration tests: one binary.
+//! The integration tests: one binary, one file per subject.
+
+mod fixtures;
+#[path = "../../src/bin/threadline/sshd.rs"]
+mod sshd;
