@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use crate::rogue::{
-    ignore, msg, reason, Behaviour, Cipher, Mac, Offer, OpenAnswer, Part, RekeyFault, Rogue, FORBIDDEN,
+    base64, fields, ignore, msg, reason, Behaviour, Cipher, Mac, Offer, OpenAnswer, Part, RekeyFault, Rogue, FORBIDDEN,
 };
 
 /// No run of `ssh` here takes longer, even on a busy machine.
@@ -121,6 +121,7 @@ fn ssh_echoes_a_megabyte_under_every_cipher_and_mac_with_rekeys_in_the_middle() 
     for offer in every_protection() {
         let methods = format!("{:?} {:?}", offer.ciphers[0], offer.macs[0]);
         let server = Rogue::logged_in_with(offer, |conn| {
+            assert!(conn.is_strict());
             conn.serve(&mut Behaviour::new().rekey_every(400_000))?;
             assert!(conn.exchanges >= 4, "only {} key exchanges", conn.exchanges);
             Ok(())
@@ -136,6 +137,7 @@ fn ssh_echoes_a_megabyte_under_every_cipher_and_mac_with_rekeys_in_the_middle() 
 fn ssh_rekeys_on_its_own_and_without_strict_kex() {
     let data = megabyte();
     let server = Rogue::logged_in_with(Offer::default().lenient(), |conn| {
+        assert!(!conn.is_strict());
         conn.serve(&mut Behaviour::new())?;
         assert!(conn.exchanges > 2, "only {} key exchanges", conn.exchanges);
         Ok(())
@@ -219,7 +221,7 @@ fn ssh_sees_each_fault_of_a_key_exchange() {
 #[test]
 fn ssh_goes_along_with_a_split_packet_and_a_change_of_methods() {
     use RekeyFault::*;
-    for unusual in [SplitBehindKexinit(1), SplitBehindKexinit(8), OtherCipher, OtherMac] {
+    for unusual in [SplitBehindKexinit(1), SplitBehindKexinit(20), OtherCipher, OtherMac] {
         let (stderr, stdout) = ssh_at(unusual);
         assert_eq!((stderr.as_str(), stdout.as_str()), ("", "before\nafter\n"), "{unusual:?}");
     }
@@ -324,6 +326,7 @@ fn libssh2_echoes_under_every_cipher_and_mac_with_rekeys_in_the_middle() {
     for offer in every_protection() {
         let methods = format!("{:?} {:?}", offer.ciphers[0], offer.macs[0]);
         let server = Rogue::logged_in_with(offer, |conn| {
+            assert!(conn.is_strict());
             conn.serve(&mut Behaviour::new().rekey_every(100_000))?;
             assert!(conn.exchanges >= 3, "only {} key exchanges", conn.exchanges);
             Ok(())
@@ -388,4 +391,30 @@ fn a_panic_of_the_script_reaches_the_test() {
     let server = Rogue::start(|_| panic!("as it should"));
     drop(TcpStream::connect(("127.0.0.1", server.port())).expect("connected"));
     let _ = server.wait();
+}
+
+#[test]
+fn a_byte_a_packet_arrives_whole() {
+    let data = &megabyte()[..20_000];
+    let sent = data.to_vec();
+    let server = Rogue::logged_in_with(Offer::default().cipher("aes128-gcm@openssh.com"), move |conn| {
+        let (channel, _) = conn.expect_exec()?;
+        conn.data_bytewise(channel, &sent)?;
+        conn.finish(channel, 0)?;
+        conn.serve(&mut Behaviour::new())
+    });
+    assert!(Ssh::to(&server).run("true", b"").stdout == data);
+    server.wait().expect("served");
+}
+
+#[test]
+fn numbers_and_base64_are_encoded_as_the_rfcs_show() {
+    let mpint = |magnitude: &[u8]| fields().mpint(magnitude).done();
+    // RFC 4251 §5
+    assert_eq!(mpint(&[0, 0]), [0, 0, 0, 0]);
+    assert_eq!(mpint(&[0, 0x80]), [0, 0, 0, 2, 0, 0x80]);
+    assert_eq!(mpint(&[0x09, 0xa3]), [0, 0, 0, 2, 0x09, 0xa3]);
+    // RFC 4648 §10
+    let encoded = ["", "f", "fo", "foo", "foob"].map(|text| base64(text.as_bytes()));
+    assert_eq!(encoded, ["", "Zg==", "Zm8=", "Zm9v", "Zm9vYg=="]);
 }

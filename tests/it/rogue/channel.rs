@@ -174,7 +174,8 @@ impl ServerConn {
 
     // ---- data
 
-    /// Sends data within the client's window and packet size, waiting for window where there is none.
+    /// Sends data within the client's window and packet size, waiting for window where there is none. Nothing else of
+    /// the connection is served meanwhile; a client that reads nothing for `deadline` is `TimedOut`.
     ///
     /// `NotConnected` if the client closes the channel before all is sent.
     pub fn data(&mut self, channel: u32, bytes: &[u8]) -> io::Result<()> {
@@ -184,6 +185,22 @@ impl ServerConn {
     /// `data` for stderr.
     pub fn stderr(&mut self, channel: u32, bytes: &[u8]) -> io::Result<()> {
         self.send_stream(channel, Some(1), bytes)
+    }
+
+    /// Sends each byte in a packet of its own, within the client's window. Many packets go out in one write, so that what
+    /// costs time is the client's side.
+    pub fn data_bytewise(&mut self, channel: u32, bytes: &[u8]) -> io::Result<()> {
+        const PACKETS_A_WRITE: usize = 500;
+        let mut bytes = bytes;
+        while !bytes.is_empty() {
+            let (window, _) = self.room(channel)?;
+            let (batch, rest) = bytes.split_at(bytes.len().min(window as usize).min(PACKETS_A_WRITE));
+            let packets =
+                self.capture(|conn| batch.chunks(1).try_for_each(|byte| conn.packet_of_data(channel, byte)))?;
+            self.write_raw(&packets)?;
+            bytes = rest;
+        }
+        Ok(())
     }
 
     fn send_stream(&mut self, channel: u32, code: Option<u32>, mut bytes: &[u8]) -> io::Result<()> {

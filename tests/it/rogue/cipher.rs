@@ -21,7 +21,11 @@ pub const HEAD: usize = 16;
 /// The largest packet taken from a client, far above the 35000 bytes that RFC 4253 §6.1 asks for.
 const MAX_PACKET: usize = 256 * 1024;
 
+/// The tag of the ciphers that authenticate themselves.
 const TAG: usize = 16;
+
+/// The longest MAC.
+const MAX_TAG: usize = 64;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cipher {
@@ -209,9 +213,9 @@ impl Protection {
             }
             Self::ChaCha { body_key, length_key } => {
                 chacha(length_key, sequence).apply_keystream(&mut packet[..4]);
-                body_stream(body_key, sequence).apply_keystream(&mut packet[4..]);
-                let tag = poly1305(body_key, sequence, &packet);
-                packet.extend(tag);
+                let (mut body, authenticator) = chacha_body(body_key, sequence);
+                body.apply_keystream(&mut packet[4..]);
+                packet.extend(authenticator.compute_unpadded(&packet));
             }
         }
         packet
@@ -255,8 +259,9 @@ impl Protection {
                 count_up(nonce);
             }
             Self::ChaCha { body_key, .. } => {
-                check(poly1305(body_key, sequence, &packet) == tag)?;
-                body_stream(body_key, sequence).apply_keystream(&mut packet[4..]);
+                let (mut body, authenticator) = chacha_body(body_key, sequence);
+                check(authenticator.compute_unpadded(&packet)[..] == tag)?;
+                body.apply_keystream(&mut packet[4..]);
             }
         }
         unframe(&packet)
@@ -295,10 +300,11 @@ fn frame(payload: &[u8], block: usize, length_is_apart: bool) -> Vec<u8> {
         padding += block;
     }
     let length = u32::try_from(1 + payload.len() + padding).expect("a payload of under 4 GiB");
-    let mut packet = length.to_be_bytes().to_vec();
+    let mut packet = Vec::with_capacity(4 + 1 + payload.len() + padding + MAX_TAG);
+    packet.extend_from_slice(&length.to_be_bytes());
     packet.push(u8::try_from(padding).expect("at most 19 bytes of padding"));
     packet.extend_from_slice(payload);
-    packet.extend((0..padding).map(|_| rand::random::<u8>()));
+    packet.extend_from_slice(&rand::random::<[u8; 32]>()[..padding]);
     packet
 }
 
@@ -395,15 +401,12 @@ fn chacha(key: &[u8; 32], sequence: u32) -> ChaCha20Legacy {
     ChaCha20Legacy::new(key.into(), &u64::from(sequence).to_be_bytes().into())
 }
 
-/// The key stream of the body: block 0 is the key of Poly1305, the body begins at block 1.
-fn body_stream(key: &[u8; 32], sequence: u32) -> ChaCha20Legacy {
+/// What the body is encrypted and the packet authenticated with: block 0 of the key stream is the key of Poly1305, the
+/// body begins at block 1.
+fn chacha_body(key: &[u8; 32], sequence: u32) -> (ChaCha20Legacy, Poly1305) {
     let mut stream = chacha(key, sequence);
+    let mut authenticator_key = [0; 32];
+    stream.apply_keystream(&mut authenticator_key);
     stream.seek(64u32);
-    stream
-}
-
-fn poly1305(body_key: &[u8; 32], sequence: u32, packet: &[u8]) -> Vec<u8> {
-    let mut key = [0; 32];
-    chacha(body_key, sequence).apply_keystream(&mut key);
-    Poly1305::new(&key.into()).compute_unpadded(packet).to_vec()
+    (stream, Poly1305::new(&authenticator_key.into()))
 }

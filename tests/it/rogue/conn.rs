@@ -241,6 +241,11 @@ impl ServerConn {
         self.exchange.server_kexinit.is_none() && self.exchange.client_kexinit.is_none()
     }
 
+    /// Both sides do strict kex.
+    pub fn is_strict(&self) -> bool {
+        self.strict
+    }
+
     /// What the keys in use were agreed for.
     pub fn agreed_before(&self) -> io::Result<&Agreed> {
         step(&self.agreed)

@@ -49,7 +49,7 @@ pub use self::{
     conn::{is_gone, ServerConn, DEADLINE},
     faults::{RekeyFault, FORBIDDEN},
     kex::{Agreed, HostKey, Offer},
-    wire::{fields, ignore, message, msg, Reader, Writer},
+    wire::{base64, fields, ignore, message, msg, Reader, Writer},
 };
 
 /// How long `wait` gives a script to end.
@@ -131,7 +131,7 @@ impl Rogue {
 
     /// The line by which a strict client knows this server, its line ending included.
     pub fn known_hosts_line(&self) -> String {
-        format!("[127.0.0.1]:{} ssh-ed25519 {}\n", self.port, wire::base64(&self.host_key.blob()))
+        format!("[127.0.0.1]:{} ssh-ed25519 {}\n", self.port, base64(&self.host_key.blob()))
     }
 
     /// Waits until the script of one connection has ended, and what it returned: those of several connections come in
@@ -187,7 +187,11 @@ impl<S: Fn(&mut ServerConn) -> io::Result<()> + Send + Sync + 'static> Host<S> {
             }
             match stream.and_then(|stream| self.begin(stream)) {
                 Ok(connection) => connections.push(connection),
-                Err(error) => drop(self.outcome.send(Outcome::Returned(Err(error)))),
+                Err(error) => {
+                    // Out of file descriptors or threads: trying again would spin.
+                    drop(self.outcome.send(Outcome::Returned(Err(error))));
+                    break;
+                }
             }
         }
         connections
