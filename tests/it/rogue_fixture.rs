@@ -255,6 +255,36 @@ fn refusals_reach_ssh() {
 }
 
 #[test]
+fn two_opens_are_answered_in_reverse_order() {
+    let server = Rogue::logged_in(|conn| {
+        let (first, second) = (conn.expect_open()?, conn.expect_open()?);
+        let of_second = conn.confirm(&second)?;
+        let of_first = conn.confirm(&first)?;
+        for _ in [of_second, of_first] {
+            let request = conn.expect_request("exec")?;
+            conn.success(&request)?;
+            conn.data(request.channel, request.text()?.as_bytes())?;
+            conn.finish(request.channel, 0)?;
+        }
+        conn.serve(&mut Behaviour::new())
+    });
+    let ssh = Ssh::to(&server).option("-S").option("control");
+    let master = Command::new("ssh")
+        .args(&ssh.options)
+        .args(["-fNM", "127.0.0.1"])
+        .current_dir(&ssh.directory)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
+    assert!(master.expect("ssh is installed").success());
+    let both = thread::scope(|scope| {
+        ["one", "two"].map(|command| scope.spawn(|| ssh.run(command, b""))).map(|run| run.join().expect("ran").stdout)
+    });
+    assert_eq!(both, [b"one", b"two"]);
+}
+
+#[test]
 fn commands_end_as_the_script_says() {
     let server = Rogue::logged_in(|conn| {
         let (channel, command) = conn.expect_exec()?;
