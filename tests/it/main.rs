@@ -9,3 +9,11 @@ mod proxy;
 mod sshd;
 /// Deadlines, counts of what this process uses, hashes, data.
 mod util;
+
+
+/// An SSH server that misbehaves as told.
+mod rogue;
+/// The rogue server against the real ssh client.
+mod rogue_fixture;
+/// Connecting and running commands.
+mod smoke;
