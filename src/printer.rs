@@ -10,8 +10,8 @@
 //! output fills the queue, then the readers wait, then the sources hold their remote sides back.
 //!
 //! Every ending is a dropped sender. A source that ends drops its reader's sender; when the last one is gone the
-//! printer writes what is left and returns. An output that ends (`| head`) drops the receiver: each reader finds that
-//! nobody listens at its next batch, and sources that wait for bytes are told to stop ([`ChunkSource::stopper`]).
+//! printer writes what is left and returns. An output that ends (`| head`) drops the printer's ends of the queues: each
+//! reader finds that nobody listens, and sources that wait for bytes are told to stop ([`ChunkSource::stopper`]).
 
 mod reader;
 mod text;
@@ -82,6 +82,11 @@ pub const DEFAULT_PATIENCE: Duration = Duration::from_secs(2);
 /// ```
 pub struct Printer {
     queue: Sender<Message>,
+    /// Unbounded, because `follow` must not block, and because only such a queue drops what is in it with its receiver
+    /// (a bounded one keeps it until the last sender goes): that is what stops a source just followed.
+    stoppers: Sender<(usize, StopOnDrop)>,
+    /// Disconnects when the printer thread ends.
+    printing: Receiver<Never>,
     /// The printer thread, or why it could not be started.
     thread: Result<JoinHandle<io::Result<OutputEnd>>>,
     /// A queue and not a `Vec`, so that `follow` can be called from several threads.
@@ -121,12 +126,14 @@ impl Printer {
         self.thread.as_ref().map_err(Clone::clone)?;
         let number = self.next_number.fetch_add(1, Ordering::Relaxed);
         let described = Arc::new(Source { number, label: label.into() });
-        let stoppable = source.stopper();
-        let can_be_stopped = stoppable.is_some();
-        let reader = Reader::new(Arc::clone(&described), self.queue.clone());
+        let stopper = source.stopper();
+        let can_be_stopped = stopper.is_some();
+        // if the printer has gone the source is stopped here, and its reader will find out
+        let _ = self.stoppers.send((number, StopOnDrop::new(stopper)));
+        let reader = Reader::new(Arc::clone(&described), self.queue.clone(), self.printing.clone());
         let thread = thread::Builder::new()
             .name(thread_name(&described.label))
-            .spawn(move || reader.run(source, stoppable))
+            .spawn(move || reader.run(source))
             .map_err(|e| Error::io(format!("starting a thread for '{}'", described.label.escape_debug()), e))?;
         // cannot fail: the receiver is ours
         let _ = self.followed.0.send(Follower { source: described, thread, can_be_stopped });
@@ -283,12 +290,14 @@ impl PrinterBuilder {
     /// apply.
     pub fn print_to_sink(self, sink: impl Sink) -> Printer {
         let (queue, messages) = bounded(self.queue);
-        let press = Press::new(sink, self.patience);
+        let (stoppers, new_stoppers) = unbounded();
+        let (alive, printing) = bounded(0);
+        let press = Press::new(sink, self.patience, new_stoppers, alive);
         let thread = thread::Builder::new()
             .name("tl:printer".into())
             .spawn(move || press.run(messages))
             .map_err(|e| Error::io("starting the printer thread", e));
-        Printer { queue, thread, followed: unbounded(), next_number: AtomicUsize::new(0) }
+        Printer { queue, stoppers, printing, thread, followed: unbounded(), next_number: AtomicUsize::new(0) }
     }
 
     fn print_text(self, stdout: Output, stderr: Option<Output>) -> Printer {
@@ -466,10 +475,12 @@ impl Source {
 
 /// What readers tell the printer.
 enum Message {
-    Began(usize, StopOnDrop),
     Lines(Batch),
     Ended(Ended),
 }
+
+/// Nothing is ever sent; that the sender is dropped is the message.
+enum Never {}
 
 /// A reader thread as `join` sees it.
 struct Follower {
@@ -498,6 +509,10 @@ struct Press<S> {
     open_line: Option<OpenLine>,
     /// What waits for that line to end, in order of arrival.
     aside: VecDeque<Message>,
+    /// Tells readers that wait for memory, when it is dropped, that none will come.
+    _alive: Sender<Never>,
+    /// How to stop those who were followed lately. Dropping it stops them.
+    new_stoppers: Receiver<(usize, StopOnDrop)>,
     /// How to stop those who still run. Dropping it stops them.
     running: HashMap<usize, StopOnDrop>,
 }
@@ -509,8 +524,16 @@ struct OpenLine {
 }
 
 impl<S: Sink> Press<S> {
-    fn new(sink: S, patience: Duration) -> Self {
-        Press { sink, patience, open_line: None, aside: VecDeque::new(), running: HashMap::new() }
+    fn new(sink: S, patience: Duration, new_stoppers: Receiver<(usize, StopOnDrop)>, alive: Sender<Never>) -> Self {
+        Press {
+            sink,
+            patience,
+            open_line: None,
+            aside: VecDeque::new(),
+            _alive: alive,
+            new_stoppers,
+            running: HashMap::new(),
+        }
     }
 
     /// Prints until all readers have gone or the output has.
@@ -521,7 +544,7 @@ impl<S: Sink> Press<S> {
         match outcome {
             Ok(()) => Ok(OutputEnd::Complete),
             Err(e) if e.kind() == io::ErrorKind::BrokenPipe => {
-                debug!("the output was closed; {} sources are told to stop", self.running.len());
+                debug!("the output was closed; the sources are told to stop");
                 Ok(OutputEnd::Closed)
             }
             Err(e) => Err(e),
@@ -593,7 +616,6 @@ impl<S: Sink> Press<S> {
         self.open_line.as_ref().is_some_and(|open| match message {
             Message::Lines(batch) => batch.number() != open.source.number || batch.stream != open.stream,
             Message::Ended(_) => true,
-            Message::Began(..) => false,
         })
     }
 
@@ -610,14 +632,11 @@ impl<S: Sink> Press<S> {
             }
             Message::Ended(ended) => {
                 debug!("{}: ended: {:?}", ended.label.escape_debug(), ended.ending);
+                self.running.extend(self.new_stoppers.try_iter());
                 if let Some(stopper) = self.running.remove(&ended.number) {
                     stopper.disarm();
                 }
                 self.sink.ended(&ended)
-            }
-            Message::Began(number, stopper) => {
-                self.running.insert(number, stopper);
-                Ok(())
             }
         }
     }

@@ -7,9 +7,9 @@ use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::Arc;
 use std::time::Instant;
 
-use crossbeam_channel::{bounded, Receiver, Sender};
+use crossbeam_channel::{bounded, select, Receiver, Sender};
 
-use super::{Batch, Ended, Ending, Message, Source, BATCHES_PER_SOURCE};
+use super::{Batch, Ended, Ending, Message, Never, Source, BATCHES_PER_SOURCE};
 use crate::{Error, LineBuffer, Lines, Result, Stream};
 
 /// The most of a chunk that goes into one batch, in bytes: as much as an SSH packet carries.
@@ -40,8 +40,8 @@ pub trait ChunkSource: Send + 'static {
         Ok(Ending::EndOfStream)
     }
 
-    /// A way to stop waiting for bytes when nobody wants them any more; asked for once, before the first
-    /// `next_chunk`. Without one, a source that is silent is left alone until it speaks.
+    /// A way to stop waiting for bytes when nobody wants them any more; asked for once, by
+    /// [`follow`](super::Printer::follow). Without one, a source that is silent is left alone until it speaks.
     fn stopper(&self) -> Option<Stopper> {
         None
     }
@@ -92,6 +92,8 @@ struct OutputClosed;
 pub(super) struct Reader {
     source: Arc<Source>,
     queue: Sender<Message>,
+    /// Disconnects when the printer thread ends.
+    printing: Receiver<Never>,
     unfinished: [LineBuffer; 2],
     /// For each stream the batch that is being filled.
     blocks: [Option<Lines>; 2],
@@ -101,20 +103,17 @@ pub(super) struct Reader {
 }
 
 impl Reader {
-    pub(super) fn new(source: Arc<Source>, queue: Sender<Message>) -> Self {
+    pub(super) fn new(source: Arc<Source>, queue: Sender<Message>, printing: Receiver<Never>) -> Self {
         let (home, free) = bounded(BATCHES_PER_SOURCE);
         for _ in 0..BATCHES_PER_SOURCE {
             // fits: that is its size; the memory comes with the first lines
             let _ = home.try_send(Lines::new());
         }
-        Reader { source, queue, unfinished: Default::default(), blocks: Default::default(), free, home }
+        Reader { source, queue, printing, unfinished: Default::default(), blocks: Default::default(), free, home }
     }
 
     /// The thread: reads to the end, whichever kind of end that is, and tells the printer.
-    pub(super) fn run(mut self, chunks: impl ChunkSource, stopper: Option<Stopper>) -> Ended {
-        if self.queue.send(Message::Began(self.source.number, StopOnDrop(stopper))).is_err() {
-            return self.source.ended(Ending::OutputClosed);
-        }
+    pub(super) fn run(mut self, chunks: impl ChunkSource) -> Ended {
         // The source is dropped inside too: whatever it does, the printer hears of the end.
         let read = catch_unwind(AssertUnwindSafe(|| self.read_all(chunks)));
         let ending = match read {
@@ -170,7 +169,12 @@ impl Reader {
     fn block(&mut self, stream: Stream) -> Result<Lines, OutputClosed> {
         match self.blocks[stream.index()].take() {
             Some(block) => Ok(block),
-            None => self.free.recv().map_err(|_| OutputClosed),
+            // What is in the queue when the printer ends stays there while we hold its sender: without `printing`
+            // a reader whose blocks are all under way would wait for ever.
+            None => select! {
+                recv(self.free) -> block => block.map_err(|_| OutputClosed),
+                recv(self.printing) -> _ => Err(OutputClosed),
+            },
         }
     }
 
@@ -204,6 +208,10 @@ impl Reader {
 pub(super) struct StopOnDrop(Option<Stopper>);
 
 impl StopOnDrop {
+    pub(super) fn new(stopper: Option<Stopper>) -> Self {
+        StopOnDrop(stopper)
+    }
+
     /// The source has ended by itself.
     pub(super) fn disarm(mut self) {
         self.0 = None;

@@ -470,6 +470,34 @@ fn a_closed_pipe_ends_it_quietly() {
     dropped.recv_timeout(DEADLINE).expect("the source is dropped");
 }
 
+#[test]
+fn an_output_that_closes_frees_a_reader_whose_batches_are_all_queued() {
+    struct ClosesLater(Receiver<()>);
+    impl Write for ClosesLater {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            let _ = self.0.recv_timeout(DEADLINE);
+            Err(io::ErrorKind::BrokenPipe.into())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let (close, closes) = bounded::<()>(0);
+    let printer = Printer::new(ClosesLater(closes));
+    let (mut flood, dropped) = Flood::new([b"y".repeat(reader::BATCH - 1), b"\n".to_vec()].concat(), usize::MAX);
+    let (progress, progressed) = unbounded();
+    flood.progress = Some(progress);
+    printer.follow("w", flood).expect("follow");
+    for _ in 0..=BATCHES_PER_SOURCE {
+        progressed.recv_timeout(DEADLINE).expect("so many fit");
+    }
+    drop(close);
+    let printed = join(printer).expect("a closed pipe is no error");
+    assert_eq!(printed.output, OutputEnd::Closed);
+    dropped.recv_timeout(DEADLINE).expect("the source is dropped");
+}
+
 trait ReadWithin {
     fn read_exact_within(self, buffer: &mut [u8]);
 }
@@ -699,6 +727,27 @@ fn a_sink_hears_of_an_end_after_the_last_line() {
     assert!(matches!(printed.sources[0].ending, Ending::Failed(Error::Closed)));
     let heard: Vec<_> = hears.try_iter().collect();
     assert_eq!(heard, ["0 w stderr one Newline", "0 w stderr two EndOfStream", "0 w ended Failed(Closed)"]);
+}
+
+#[test]
+fn an_end_waits_behind_lines_that_wait_for_a_long_one() {
+    let (heard, hears) = unbounded();
+    let printer = Printer::builder().patience(DEADLINE).print_to_sink(Listener(heard));
+    let (long, source) = feed();
+    long.out("x".repeat(DEFAULT_LINE_LIMIT + 1));
+    printer.follow("long", source).expect("follow");
+    let first = hears.recv_timeout(DEADLINE).expect("the long line begins");
+    assert!(first.ends_with("More"));
+    printer.follow("short", FromReader::new(Stream::Stdout, &b"y\n"[..])).expect("follow");
+    let [long_one, short_one] = [(); 2].map(|()| printer.followed.1.try_recv().expect("two are followed"));
+    short_one.thread.join().expect("its line and its end are queued");
+    printer.followed.0.send(long_one).expect("the receiver is there");
+    long.out("\n");
+    drop(long);
+    join(printer).expect("join");
+    let mut heard: Vec<_> = hears.try_iter().collect();
+    heard.retain(|text| text.starts_with('1'));
+    assert_eq!(heard, ["1 short stdout y Newline", "1 short ended EndOfStream"]);
 }
 
 #[test]
