@@ -1,10 +1,12 @@
 # The project's task names; there are no others. `make` alone lists them.
 
-CARGO      ?= cargo
+CARGO ?= cargo
+# rustup's cargo, in a shell that was opened before rustup was installed.
+export PATH := $(PATH):$(HOME)/.cargo/bin
 # Where tools of the build's own go (cargo-deny, cargo-fuzz, the oldest supported Rust). Never system-wide.
 export TOOLS ?= $(CURDIR)/target/tools
 # Lets the tests inject faults into the library's callbacks and threads.
-TEST_FLAGS  = --locked --features _faults
+TEST_FLAGS = --locked --features _faults
 # What runs under valgrind; a filter on the names of the integration tests, all of them when empty.
 ASAN_TESTS ?=
 # How long each fuzz target runs.
@@ -38,7 +40,7 @@ test-asan: ## run the unit tests and ASAN_TESTS under valgrind's memcheck
 lint: ## formatting, clippy and shellcheck; no warnings allowed
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --all-targets --features _faults -- -D warnings
-	$(CARGO) clippy --locked --lib --no-default-features -- -D warnings
+	$(CARGO) clippy --locked --lib --examples --no-default-features -- -D warnings
 	@.ci/shellcheck
 
 doc: ## build the documentation as docs.rs does; no warnings allowed
@@ -61,7 +63,7 @@ slim: ## build the library alone and prove that the tool's crates stay out
 	@.ci/slim
 
 vendored: ## build with OpenSSL from source
-	@$(CARGO) build --locked --features vendored-openssl --target-dir "$(TOOLS)/vendored"
+	@.ci/vendored
 
 docker-up: ## start three hosts in containers
 	@docker/hosts up
