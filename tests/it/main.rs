@@ -1,19 +1,35 @@
 //! The integration tests: one binary, one file per subject.
 
-/// The tests of the three tools below.
+/// Channels over one connection: independence, windows, limits, endings, leftovers.
+mod channels;
+/// Commands: quoting, environment, streams, timeouts, signals, process groups.
+mod command;
+/// A bare connection to each kind of server, for tests that have another subject.
+mod connect;
+/// Getting a connection: targets, host keys, authentication, limits.
+mod connecting;
+/// Against containers; run by `make docker-test`.
+mod docker;
+/// The tests of the tools below.
 mod fixtures;
+/// Servers that break the rules, and networks that break packets.
+mod hostile;
 /// A TCP proxy that delays, slows, splits, falsifies, stalls and cuts.
 mod proxy;
-/// The throw-away sshd, the same that `threadline demo` starts.
-#[path = "../../src/bin/threadline/sshd.rs"]
-mod sshd;
-/// Deadlines, counts of what this process uses, hashes, data.
-mod util;
-
-
 /// An SSH server that misbehaves as told.
 mod rogue;
 /// The rogue server against the real ssh client.
 mod rogue_fixture;
-/// Connecting and running commands.
-mod smoke;
+/// The seam to libssh2: faults injected, other users of libssh2 beside us.
+mod seam;
+/// Interactive shells on pseudo-terminals.
+mod shell;
+/// The throw-away sshd, the same that `threadline demo` starts.
+#[path = "../../src/bin/threadline/sshd.rs"]
+mod sshd;
+/// The `threadline` tool as its users run it.
+mod tool;
+/// The tutorial's programs beside their Python originals.
+mod tutorial;
+/// Deadlines, counts of what this process uses, hashes, data.
+mod util;

@@ -1,27 +1,20 @@
+//! Channels over one connection: independence, windows, limits, endings, leftovers.
+
 use std::io::Write;
 use std::time::{Duration, Instant};
 
-use threadline::{Client, Printer, Stream};
+use threadline::{Printer, Stream};
 
+use crate::connect::client;
 use crate::sshd::Sshd;
 use crate::util::within;
-
-pub fn client(server: &Sshd) -> threadline::Result<Client> {
-    Client::builder(server.host())
-        .port(server.port())
-        .user(server.user())
-        .identity(server.identity())
-        .agent(false)
-        .known_hosts(server.known_hosts())
-        .connect()
-}
 
 #[test]
 fn a_command_prints_and_ends() {
     within(Duration::from_secs(20), || {
         let server = Sshd::start().unwrap();
         let t = Instant::now();
-        let client = client(&server).unwrap();
+        let client = client(&server);
         eprintln!("connect {:?} {:?}", t.elapsed(), client.algorithms());
         for _ in 0..4 {
             let t = Instant::now();
@@ -42,11 +35,19 @@ fn a_command_prints_and_ends() {
         drop(stdin);
         assert_eq!(String::from_utf8_lossy(&child.output().unwrap().stdout).trim(), "300000000");
         eprintln!("up {:.0} MB/s", 300.0 / t.elapsed().as_secs_f64());
-        let lines: Vec<_> = client.sh("for i in 1 2 3; do echo o$i; sleep 0.05; echo e$i >&2; sleep 0.05; done").spawn().unwrap().lines().map(|l| l.unwrap()).collect();
+        let lines: Vec<_> = client
+            .sh("for i in 1 2 3; do echo o$i; sleep 0.05; echo e$i >&2; sleep 0.05; done")
+            .spawn()
+            .unwrap()
+            .lines()
+            .map(|l| l.unwrap())
+            .collect();
         assert_eq!(lines.len(), 6);
         assert_eq!(lines[1].stream, Stream::Stderr);
         let printer = Printer::stdout();
-        printer.follow("one", client.exec_command("echo One;sleep 0.2;echo Two;sleep 0.1;echo Three").unwrap()).unwrap();
+        printer
+            .follow("one", client.exec_command("echo One;sleep 0.2;echo Two;sleep 0.1;echo Three").unwrap())
+            .unwrap();
         printer.follow("two", client.exec_command("echo A;sleep 0.1;echo B;sleep 0.2;echo C").unwrap()).unwrap();
         printer.join().unwrap();
         let mut child = client.sh("sleep 100 | sleep 101 & sleep 102").process_group(true).spawn().unwrap();

@@ -1,0 +1,1 @@
+//! Commands: quoting, environment, streams, timeouts, signals, process groups.

@@ -1,0 +1,1 @@
+//! Getting a connection: targets, host keys, authentication, limits.

@@ -1,0 +1,1 @@
+//! Servers that break the rules, and networks that break packets.

@@ -1,0 +1,1 @@
+//! The seam to libssh2: faults injected, other users of libssh2 beside us.

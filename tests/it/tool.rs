@@ -1,0 +1,1 @@
+//! The `threadline` tool as its users run it.

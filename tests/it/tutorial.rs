@@ -1,0 +1,1 @@
+//! The tutorial's programs beside their Python originals.
