@@ -19,7 +19,7 @@ use super::socket::Socket;
 use super::wake::{self, Ready, Wake};
 use super::Config;
 use crate::connection::{ChannelId, ChannelRequest, Connection, DataHeader, Event, OpenFailure};
-use crate::error::{escape, Error, Result, Stream};
+use crate::error::{escape, Error, Phase, Result, Stream};
 use crate::exit_status::{ExitSignal, ExitStatus};
 
 /// Bytes taken in before the other side of the loop gets its turn: a flooding server starves nobody.
@@ -137,6 +137,7 @@ enum Ending {
     No,
     Finish {
         deadline: Instant,
+        limit: Duration,
         done: Sender<Result<(), Error>>,
     },
     /// Say goodbye now.
@@ -250,7 +251,7 @@ impl EventLoop {
                 self.connection.global_request(&name, &data, true);
                 self.globals.push_back(GlobalWaiter::User { name, reply });
             }
-            Request::Finish { deadline, done } => self.ending = Ending::Finish { deadline, done },
+            Request::Finish { deadline, limit, done } => self.ending = Ending::Finish { deadline, limit, done },
             Request::Abandon => self.ending = Ending::Now,
             Request::Inject(Fault::Loop) => self.fault = Some(Fault::Loop),
             Request::Inject(fault) => self.packets.inject(fault),
@@ -286,9 +287,12 @@ impl EventLoop {
     }
 
     fn start_session(&mut self, token: Token, now: Instant) {
-        self.sessions.command_begins(now);
+        let at_once = self.entries.values().filter(|e| !matches!(e.stage, Stage::Running | Stage::Closing)).count();
+        self.sessions.command_begins(at_once, now);
         if let Some(id) = self.sessions.take_spare() {
             self.run_on(token, id, true);
+        } else if let Some(id) = self.sessions.take_opening() {
+            self.open_as(token, id);
         } else if self.sessions.may_open(self.session_channels.len(), now) && !self.sessions.has_parked() {
             self.open(token);
         } else if self.at_limit(token) == AtLimit::Fail {
@@ -324,9 +328,15 @@ impl EventLoop {
             Plan::Other { kind, data } => self.connection.open(kind, data, window),
         };
         log::debug!("{id}: opening");
+        entry.asked = Instant::now();
+        self.open_as(token, id);
+    }
+
+    /// The entry waits for this channel's confirmation.
+    fn open_as(&mut self, token: Token, id: ChannelId) {
+        let Some(entry) = self.entries.get_mut(&token) else { return };
         entry.id = Some(id);
         entry.stage = Stage::Opening;
-        entry.asked = Instant::now();
         self.owners.insert(id, Owner::User(token));
     }
 
@@ -498,8 +508,8 @@ impl EventLoop {
         }
         let Some(Owner::User(token)) = self.owners.get(&id).copied() else { return };
         let Some(entry) = self.entries.get(&token) else { return };
-        let (measured, wanted) = (entry.asked.elapsed(), entry.stage == Stage::Opening);
-        self.note_round_trip(measured);
+        let (asked, wanted) = (entry.asked, entry.stage == Stage::Opening);
+        self.note_round_trip(asked.elapsed());
         if wanted {
             self.run_on(token, id, false);
         }
@@ -735,6 +745,7 @@ impl EventLoop {
         let outstanding = u64::from(self.connection.granted(id));
         let Some(bytes) = entry.flow.grant(credit.allowed, outstanding) else { return };
         if self.shared.unread.load(Ordering::Relaxed) >= self.config.memory_limit {
+            self.shared.withheld.store(true, Ordering::Relaxed);
             if !self.withheld.contains(&token) {
                 self.withheld.push(token);
             }
@@ -747,6 +758,7 @@ impl EventLoop {
         if self.withheld.is_empty() || self.shared.unread.load(Ordering::Relaxed) >= self.config.memory_limit {
             return;
         }
+        self.shared.withheld.store(false, Ordering::Relaxed);
         for token in std::mem::take(&mut self.withheld) {
             self.credit(token);
         }
@@ -1064,9 +1076,8 @@ impl EventLoop {
                 break;
             }
         }
-        if let Ending::Finish { done, .. } = std::mem::replace(&mut self.ending, Ending::Now) {
-            let outcome =
-                if complete { Ok(()) } else { Err(Error::timeout(crate::error::Phase::Write, Duration::ZERO)) };
+        if let Ending::Finish { limit, done, .. } = std::mem::replace(&mut self.ending, Ending::Now) {
+            let outcome = if complete { Ok(()) } else { Err(Error::timeout(Phase::Write, limit)) };
             // The waiter is told before the thread ends, and joins it then.
             let _ = self.shared.ended.set(Error::Closed);
             let _ = done.send(outcome);

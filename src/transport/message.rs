@@ -30,7 +30,7 @@ pub(crate) enum Request {
     /// Send a global request.
     Global { name: String, data: Vec<u8>, reply: Sender<Result<Vec<u8>, Error>> },
     /// Send all that is queued on every channel, say goodbye and end, not later than the deadline.
-    Finish { deadline: Instant, done: Sender<Result<(), Error>> },
+    Finish { deadline: Instant, limit: Duration, done: Sender<Result<(), Error>> },
     /// The last handle is gone: say goodbye and end.
     Abandon,
     /// Panic at the given place, for a test.
