@@ -17,8 +17,8 @@ use crate::{Error, LineBuffer, Lines, Result, Stream};
 /// A source may hand out larger chunks; the memory bound of the queue must not depend on that.
 pub(super) const BATCH: usize = 32 * 1024;
 
-/// Makes a source's blocked [`next_chunk`](ChunkSource::next_chunk) or [`ending`](ChunkSource::ending) return soon. Called at most once, from any thread,
-/// and possibly after the source has ended.
+/// Makes a source's blocked [`next_chunk`](ChunkSource::next_chunk) or [`ending`](ChunkSource::ending) return soon.
+/// Called at most once, from any thread, and possibly after the source has ended.
 pub type Stopper = Box<dyn FnOnce() + Send>;
 
 /// Where a [`Printer`](super::Printer)'s reader thread gets its bytes from.
