@@ -8,7 +8,7 @@ use crate::error::{Error, Phase, Result, Stream};
 use crate::exit_status::ExitStatus;
 use crate::kill;
 use crate::transport::chunk::ByteQueue;
-use crate::transport::message::{Notice, Plan, PtySize, Token};
+use crate::transport::message::{Notice, PtySize, SessionPlan, Token};
 use crate::transport::pipe::{Limit, Merged, Pipe};
 use crate::transport::{Handle, WeakHandle};
 
@@ -44,7 +44,13 @@ pub(crate) struct Channel {
 
 impl Channel {
     /// Opens a channel and waits until what it is for has started.
-    pub fn start(handle: &Handle, plan: Plan, limit: Limit, start: &Limit, on_drop: OnDrop) -> Result<Arc<Channel>> {
+    pub fn start(
+        handle: &Handle,
+        plan: SessionPlan,
+        limit: Limit,
+        start: &Limit,
+        on_drop: OnDrop,
+    ) -> Result<Arc<Channel>> {
         let (token, pipe) = handle.start(plan);
         let channel = Arc::new(Channel {
             handle: handle.clone(),

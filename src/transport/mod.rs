@@ -35,7 +35,7 @@ use chunk::Pool;
 use event_loop::EventLoop;
 #[cfg(feature = "_faults")]
 use fault::Fault;
-use message::{Notice, Plan, Request, Start, Token};
+use message::{Notice, Request, SessionPlan, Start, Token};
 use packet::Packets;
 use pipe::{Pipe, Shared};
 use wake::Wake;
@@ -139,7 +139,7 @@ impl Handle {
     }
 
     /// Opens a channel and starts what it is for, without waiting: the pipe tells how it went.
-    pub fn start(&self, plan: Plan) -> (Token, Arc<Pipe>) {
+    pub fn start(&self, plan: SessionPlan) -> (Token, Arc<Pipe>) {
         let token = self.inner.tokens.fetch_add(1, Ordering::Relaxed);
         let pipe = Arc::new(Pipe::new(self.inner.shared.clone()));
         self.inner.post(Request::Start(Start::new(token, Arc::clone(&pipe), plan)));

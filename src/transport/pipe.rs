@@ -460,6 +460,9 @@ impl State {
     }
 }
 
+/// Where in the bytes something stands, and what it means.
+pub(crate) type Found<T> = Option<(std::ops::Range<usize>, T)>;
+
 /// How long a user's call may wait.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Limit {
@@ -680,7 +683,7 @@ impl Pipe {
         stream: Stream,
         within: usize,
         limit: &Limit,
-        find: &dyn Fn(&[u8]) -> Option<(std::ops::Range<usize>, T)>,
+        find: &dyn Fn(&[u8]) -> Found<T>,
     ) -> Result<Option<T>> {
         let mut state = self.lock();
         let own = stream.index();
