@@ -136,7 +136,8 @@ pub(crate) struct StreamReader {
     timeout: Option<Duration>,
 }
 
-/// Bytes read from a taken queue before the transport is told, so that its grants stay smooth.
+/// Bytes read from a taken queue before the transport is told, so that its grants stay smooth; of a small window less,
+/// because a reader that has read all of it may have something else to do before it comes for more.
 const REPORT: u64 = 128 * 1024;
 
 impl StreamReader {
@@ -179,7 +180,7 @@ impl StreamReader {
     pub fn consume(&mut self, n: usize) {
         self.taken.consume(n, self.channel.pipe.pool());
         self.unreported += n as u64;
-        if self.unreported >= REPORT && !self.taken.is_empty() {
+        if self.unreported >= self.channel.pipe.report_step().min(REPORT) {
             let n = std::mem::take(&mut self.unreported);
             if self.channel.pipe.consumed(self.stream, n) {
                 self.channel.poke_consumed();
@@ -190,7 +191,9 @@ impl StreamReader {
     /// Puts back what was taken and not read; somebody else reads the stream from here on.
     pub fn hand_over(mut self) {
         let consumed = std::mem::take(&mut self.unreported);
-        self.channel.pipe.put_back(self.stream, &mut self.taken, consumed);
+        if self.channel.pipe.put_back(self.stream, &mut self.taken, consumed) {
+            self.channel.poke_consumed();
+        }
         self.ended = true;
     }
 
@@ -261,7 +264,8 @@ impl MergedReader {
         self.taken.consume(n, self.channel.pipe.pool());
         let unreported = &mut self.unreported[stream.index()];
         *unreported += n as u64;
-        if *unreported >= REPORT && self.channel.pipe.consumed(stream, std::mem::take(unreported)) {
+        let step = self.channel.pipe.report_step().min(REPORT);
+        if *unreported >= step && self.channel.pipe.consumed(stream, std::mem::take(unreported)) {
             self.channel.poke_consumed();
         }
     }

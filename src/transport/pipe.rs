@@ -667,13 +667,21 @@ impl Pipe {
         true
     }
 
-    /// Puts taken bytes back to the front of the queue; `consumed` of those taken before were read.
-    pub fn put_back(&self, stream: Stream, taken: &mut ByteQueue, consumed: u64) {
+    /// Puts taken bytes back to the front of the queue; `consumed` of those taken before were read. True if the
+    /// transport should hear of that.
+    #[must_use]
+    pub fn put_back(&self, stream: Stream, taken: &mut ByteQueue, consumed: u64) -> bool {
         let mut state = self.lock();
-        self.report(&mut state, stream, consumed);
+        let poke_due = self.report(&mut state, stream, consumed);
         let queue = &mut state.streams[stream.index()].queue;
         taken.append(queue);
         std::mem::swap(taken, queue);
+        poke_due
+    }
+
+    /// Bytes read that are worth a report: an eighth of the window.
+    pub fn report_step(&self) -> u64 {
+        self.shared.report_step
     }
 
     /// Waits until `find` sees what it looks for within the first `within` bytes of a stream, and cuts it out: it says

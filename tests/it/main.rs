@@ -8,6 +8,8 @@ mod command;
 mod connect;
 /// Getting a connection: targets, host keys, authentication, limits.
 mod connecting;
+/// Windows: what makes room in them, and what must not stop it.
+mod credit;
 /// Against containers; run by `make docker-test`.
 mod docker;
 /// The tests of the tools below.

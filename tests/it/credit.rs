@@ -1,0 +1,94 @@
+//! What the server may send: every byte that is read, thrown away or nobody's makes room for another.
+
+use std::io::{BufRead, Read};
+use std::time::Duration;
+
+use crossbeam_channel::{unbounded, Receiver, Sender};
+use threadline::{Client, ClientBuilder, Error, HostKey, HostName, MissingHostKeyPolicy, Verdict};
+
+use crate::rogue::{run, Behaviour, Rogue, ServerConn};
+use crate::util::within;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+/// The smallest window there is.
+const WINDOW: u32 = 64 * 1024;
+
+struct AcceptAny;
+
+impl MissingHostKeyPolicy for AcceptAny {
+    fn missing_host_key(&self, _host: &HostName, _key: &HostKey) -> Verdict {
+        Verdict::Accept
+    }
+}
+
+fn builder(server: &Rogue) -> ClientBuilder {
+    Client::builder("127.0.0.1")
+        .port(server.port())
+        .user("tester")
+        .agent(false)
+        .password("whatever")
+        .known_hosts("/dev/null")
+        .missing_host_key_policy(AcceptAny)
+        .window(WINDOW, WINDOW)
+        .spare_channel(false)
+}
+
+/// A server that runs this for every command. What it tells arrives here.
+fn server(
+    script: impl Fn(&mut ServerConn, u32, &Tell) -> std::io::Result<()> + Send + Sync + Clone + 'static,
+) -> (Rogue, Receiver<()>) {
+    let (tell, told) = unbounded();
+    let server = Rogue::serving(move || {
+        let (script, tell) = (script.clone(), Tell(tell.clone()));
+        Behaviour::new().on_exec(move |conn, channel, _| script(conn, channel, &tell))
+    });
+    (server, told)
+}
+
+struct Tell(Sender<()>);
+
+impl Tell {
+    /// Tells the test once the client has taken in all that was sent.
+    fn arrived(&self, conn: &mut ServerConn, channel: u32) -> std::io::Result<()> {
+        conn.keepalive(channel)?;
+        let _ = self.0.send(());
+        Ok(())
+    }
+}
+
+#[test]
+fn what_was_read_of_a_stream_counts_when_another_reader_takes_it_over() {
+    within(PATIENCE, || {
+        let (server, arrived) = server(|conn, channel, tell| {
+            conn.data(channel, &[7; WINDOW as usize])?;
+            tell.arrived(conn, channel)?;
+            conn.data(channel, &[8; 100_000])?;
+            conn.finish(channel, 0)
+        });
+        let client = builder(&server).connect().unwrap();
+        let mut child = client.exec_command("x").unwrap();
+        arrived.recv_timeout(PATIENCE).unwrap();
+        let mut begin = [0; 60_000];
+        child.stdout.as_mut().unwrap().read_exact(&mut begin).unwrap();
+        let rest = child.output().unwrap().stdout;
+        assert_eq!(rest.len(), WINDOW as usize - 60_000 + 100_000);
+    });
+}
+
+#[test]
+fn a_reader_that_has_read_a_small_window_makes_room_before_it_asks_for_more() {
+    within(PATIENCE, || {
+        let (server, told) = server(|conn, channel, tell| {
+            conn.data(channel, &[7; WINDOW as usize])?;
+            tell.arrived(conn, channel)?;
+            conn.data(channel, &[8])?;
+            tell.arrived(conn, channel)?;
+            conn.finish(channel, 0)
+        });
+        let client = builder(&server).connect().unwrap();
+        let mut child = client.exec_command("x").unwrap();
+        told.recv_timeout(PATIENCE).unwrap();
+        child.stdout.as_mut().unwrap().read_exact(&mut [0; WINDOW as usize]).unwrap();
+        told.recv_timeout(PATIENCE / 2).expect("the server may go on");
+    });
+}
