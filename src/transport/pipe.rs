@@ -561,6 +561,8 @@ impl Pipe {
         let own = stream.index();
         let outcome = loop {
             if !state.streams[own].queue.is_empty() {
+                // Something came after all: a wait that is to come is another one.
+                state.streams[own].blocked_by_other = false;
                 into.append(&mut state.streams[own].queue);
                 break Ok(true);
             }
@@ -748,6 +750,8 @@ impl Pipe {
         }
         for &stream in streams {
             let inbound = &mut state.streams[stream.index()];
+            // A reader is here and has read what came before the gap: what comes from now on is kept again.
+            inbound.discarding = false;
             if inbound.discarded > 0 {
                 let bytes = std::mem::take(&mut inbound.discarded);
                 return Some(Err(Error::Discarded { stream, bytes }));

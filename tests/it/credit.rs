@@ -92,3 +92,45 @@ fn a_reader_that_has_read_a_small_window_makes_room_before_it_asks_for_more() {
         told.recv_timeout(PATIENCE / 2).expect("the server may go on");
     });
 }
+
+#[test]
+fn what_comes_after_thrown_away_output_is_delivered() {
+    const SENT: usize = 400_000;
+    within(PATIENCE, || {
+        let (go, wait) = unbounded::<()>();
+        let (server, told) = server(move |conn, channel, tell| {
+            conn.data(channel, &[7; SENT])?;
+            tell.arrived(conn, channel)?;
+            let _ = wait.recv_timeout(PATIENCE);
+            conn.data(channel, b"tail")?;
+            conn.finish(channel, 0)
+        });
+        let client = builder(&server).unread_limit(100_000).connect().unwrap();
+        let mut child = client.exec_command("x").unwrap();
+        while told.try_recv().is_err() {
+            let error = child.wait_timeout(Duration::from_millis(50)).unwrap_err();
+            assert!(matches!(error, Error::Timeout { .. }), "{error}");
+        }
+        let mut stdout = child.stdout.take().unwrap();
+        let (mut kept, mut gap) = (0, 0);
+        while gap == 0 {
+            match stdout.fill_buf() {
+                Ok(bytes) => {
+                    let n = bytes.len();
+                    assert!(n > 0, "no gap in {kept} bytes");
+                    kept += n;
+                    stdout.consume(n);
+                }
+                Err(error) => match error.get_ref().and_then(|e| e.downcast_ref()) {
+                    Some(Error::Discarded { bytes, .. }) => gap = usize::try_from(*bytes).unwrap(),
+                    _ => panic!("{error}"),
+                },
+            }
+        }
+        assert_eq!(kept + gap, SENT);
+        go.send(()).unwrap();
+        let mut tail = Vec::new();
+        stdout.read_to_end(&mut tail).unwrap();
+        assert_eq!(tail, b"tail");
+    });
+}
