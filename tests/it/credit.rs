@@ -134,3 +134,18 @@ fn what_comes_after_thrown_away_output_is_delivered() {
         assert_eq!(tail, b"tail");
     });
 }
+
+#[test]
+fn extended_data_of_an_unknown_kind_does_not_use_the_window_up() {
+    within(PATIENCE, || {
+        let (server, _) = server(|conn, channel, _| {
+            for _ in 0..2 {
+                conn.packet_of_extended_data(channel, 7, &[0; WINDOW as usize / 2])?;
+            }
+            conn.data(channel, b"there")?;
+            conn.finish(channel, 0)
+        });
+        let client = builder(&server).connect().unwrap();
+        assert_eq!(client.sh("x").output().unwrap().stdout, b"there");
+    });
+}

@@ -52,7 +52,9 @@ impl EventLoop {
 
     pub(super) fn event(&mut self, event: Event<'_>) {
         match event {
-            Event::Nothing | Event::Data { .. } | Event::Ignored { .. } => {}
+            Event::Nothing | Event::Data { .. } => {}
+            // It used up window, and nobody will read it.
+            Event::Ignored { channel, .. } => self.with_user(channel, Self::credit),
             Event::Opened { channel } => self.opened(channel),
             Event::OpenFailed { channel, reason, description } => self.open_failed(channel, reason, description),
             Event::OpenRequested { channel, kind, .. } => {
