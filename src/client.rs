@@ -341,8 +341,8 @@ impl ClientBuilder {
         self
     }
 
-    /// How many unread bytes all channels of the connection may hold before nothing more is granted to any. The
-    /// default is 256 MiB.
+    /// How many unread bytes all channels of the connection may hold before each gets a window of no more than 64 KiB.
+    /// The default is 256 MiB.
     pub fn memory_limit(mut self, bytes: u64) -> Self {
         self.config.memory_limit = bytes;
         self

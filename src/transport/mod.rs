@@ -54,7 +54,7 @@ pub(crate) struct Config {
     pub max_window: u32,
     /// Unread bytes of one channel while somebody waits for its other stream.
     pub unread_limit: u64,
-    /// Unread bytes of all channels together, past which nothing more is granted.
+    /// Unread bytes of all channels together, past which only the smallest window is granted.
     pub memory_limit: u64,
     /// Keep a session channel opened in advance.
     pub spare_channel: bool,

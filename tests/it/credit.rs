@@ -149,3 +149,29 @@ fn extended_data_of_an_unknown_kind_does_not_use_the_window_up() {
         assert_eq!(client.sh("x").output().unwrap().stdout, b"there");
     });
 }
+
+#[test]
+fn memory_that_stalled_channels_hold_does_not_stop_the_others() {
+    const STALLED: usize = 4;
+    within(PATIENCE, || {
+        let (tell, told) = unbounded();
+        let server = Rogue::serving(move || {
+            let tell = Tell(tell.clone());
+            Behaviour::new().on_exec(move |conn, channel, command| {
+                if command == "stall" {
+                    conn.data(channel, &[7; WINDOW as usize])?;
+                    return tell.arrived(conn, channel);
+                }
+                run(conn, channel, command)
+            })
+        });
+        let client = builder(&server).memory_limit(STALLED as u64 * u64::from(WINDOW)).connect().unwrap();
+        let mut stalled = Vec::new();
+        for _ in 0..STALLED {
+            stalled.push(client.exec_command("stall").unwrap());
+            told.recv_timeout(PATIENCE).unwrap();
+        }
+        assert_eq!(client.sh("head -c 1000000 /dev/zero").output().unwrap().stdout.len(), 1_000_000);
+        drop(stalled);
+    });
+}

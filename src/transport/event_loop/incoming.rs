@@ -8,7 +8,7 @@ use super::super::message::{AtLimit, Token};
 use super::super::packet::Incoming;
 use super::super::pipe::Credit;
 use super::entry::{begin, prepare, Asked, Entry, Owner, Stage};
-use super::{EventLoop, GlobalWaiter, TURN_BYTES, TURN_PACKETS};
+use super::{EventLoop, GlobalWaiter, MIN_WINDOW, TURN_BYTES, TURN_PACKETS};
 use crate::connection::{ChannelId, Event, OpenFailure};
 use crate::error::{escape, Error, Result, Stream};
 use crate::exit_status::{ExitSignal, ExitStatus};
@@ -306,9 +306,18 @@ impl EventLoop {
             if !self.withheld.contains(&token) {
                 self.withheld.push(token);
             }
+            self.grant_least(id, outstanding + credit.unread);
             return;
         }
         self.connection.grant(id, bytes);
+    }
+
+    /// Memory that others hold slows a channel whose reader keeps up down, it does not stop it.
+    fn grant_least(&mut self, id: ChannelId, in_use: u64) {
+        let least = u64::from(MIN_WINDOW);
+        if in_use <= least / 2 {
+            self.connection.grant(id, (least - in_use) as u32);
+        }
     }
 
     pub(super) fn credit_withheld(&mut self) {
