@@ -68,6 +68,8 @@ pub(crate) struct EventLoop {
     probes: Probes,
     trimmed: bool,
     ending: Ending,
+    /// Others who asked for the end after the first.
+    closers: Vec<Sender<Result<(), Error>>>,
     fault: Option<Fault>,
 }
 
@@ -129,6 +131,7 @@ impl EventLoop {
             probes: Probes::default(),
             trimmed: true,
             ending: Ending::No,
+            closers: Vec::new(),
             fault: None,
             config,
         }

@@ -12,6 +12,8 @@ mod connecting;
 mod credit;
 /// Against containers; run by `make docker-test`.
 mod docker;
+/// Closing, deadlines, forks: how long anything may take.
+mod endings;
 /// The tests of the tools below.
 mod fixtures;
 /// Servers that break the rules, and networks that break packets.

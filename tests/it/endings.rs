@@ -1,0 +1,41 @@
+//! Closing, deadlines, forks: how long anything may take.
+
+use std::io::{Read, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use threadline::{Error, ExitPolicy, Phase, Stdio};
+
+use crate::connect::{builder, builder_via, client};
+use crate::proxy::Proxy;
+use crate::sshd::Sshd;
+use crate::util::{alone, within};
+
+const PATIENCE: Duration = Duration::from_secs(40);
+
+fn ours(error: &std::io::Error) -> Error {
+    error.get_ref().and_then(|e| e.downcast_ref::<Error>()).cloned().unwrap_or_else(|| panic!("{error}"))
+}
+
+#[test]
+fn two_threads_that_close_at_once_both_learn_how_it_went() {
+    within(PATIENCE, || {
+        let server = Sshd::start().unwrap();
+        let client = client(&server);
+        let mut child = client.exec_command("sleep 100").unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        stdin.set_write_timeout(Some(Duration::from_millis(500)));
+        let full = stdin.write_all(&vec![0; 8 << 20]).unwrap_err();
+        assert!(matches!(ours(&full), Error::Timeout { .. }), "{full}");
+        let closers = [(); 2].map(|()| {
+            let client = client.clone();
+            thread::spawn(move || client.close(Duration::from_secs(2)))
+        });
+        for closer in closers {
+            let error = closer.join().unwrap().unwrap_err();
+            assert!(matches!(error, Error::Timeout { phase: Phase::Write, .. }), "{error:?}");
+        }
+    });
+}
