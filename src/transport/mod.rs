@@ -177,6 +177,10 @@ impl Handle {
 
     /// Sends everything queued on every channel, disconnects, and waits for the thread's end.
     pub fn finish(&self, timeout: Duration) -> Result<()> {
+        if self.inner.is_fork() {
+            // Waiting for a thread that this process does not have would never end.
+            return Ok(());
+        }
         let deadline = Instant::now() + timeout;
         let (done, outcome) = bounded(1);
         self.inner.post(Request::Finish { deadline, limit: timeout, done });
@@ -203,7 +207,10 @@ impl Handle {
     }
 
     fn ended(&self) -> Error {
-        self.lost().unwrap_or_else(|| Error::Internal("the transport ended without a reason".into()))
+        self.lost().unwrap_or_else(|| match self.inner.is_fork() {
+            true => Error::Closed,
+            false => Error::Internal("the transport ended without a reason".into()),
+        })
     }
 
     #[cfg(feature = "_faults")]
@@ -213,9 +220,13 @@ impl Handle {
 }
 
 impl Inner {
+    fn is_fork(&self) -> bool {
+        std::process::id() != self.process
+    }
+
     /// Never blocks. A request that nobody takes any more is dropped, which tells its waiter.
     fn post(&self, request: Request) {
-        if std::process::id() != self.process {
+        if self.is_fork() {
             return;
         }
         if self.inbox.send(request).is_ok() {
