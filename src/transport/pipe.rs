@@ -98,6 +98,8 @@ struct Inbound {
     discarded: u64,
     /// The other stream is full of unread bytes: the waiting reader gets an error.
     blocked_by_other: bool,
+    /// The deadline that has passed, once what had come by then has been taken.
+    out_of_time: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -166,6 +168,7 @@ impl Pipe {
             discarding: false,
             discarded: 0,
             blocked_by_other: false,
+            out_of_time: None,
         };
         let state = State {
             stage: Stage::Starting,
@@ -450,6 +453,18 @@ impl Outbound {
 }
 
 impl State {
+    /// The error for output that had not ended when the time was up. What had come by then is taken first, once: a
+    /// command that never pauses would otherwise be read for ever.
+    fn out_of_time(&mut self, streams: &[Stream], limit: &Limit) -> Option<Error> {
+        let passed = limit.total.map(|(at, _)| at).filter(|at| *at <= Instant::now());
+        if passed.is_none() || self.eof || self.lost.is_some() {
+            return None;
+        }
+        let had_the_rest =
+            streams.iter().all(|s| std::mem::replace(&mut self.streams[s.index()].out_of_time, passed) == passed);
+        had_the_rest.then(|| limit.error(Phase::Read, self.last_output))
+    }
+
     /// The error that ends every wait, if there is one.
     fn interruption(&self) -> Option<Error> {
         if self.cancelled {
@@ -560,6 +575,9 @@ impl Pipe {
         let mut poke_due = self.report(&mut state, stream, consumed);
         let own = stream.index();
         let outcome = loop {
+            if let Some(error) = state.out_of_time(&[stream], limit) {
+                break Err(error);
+            }
             if !state.streams[own].queue.is_empty() {
                 // Something came after all: a wait that is to come is another one.
                 state.streams[own].blocked_by_other = false;
@@ -601,6 +619,9 @@ impl Pipe {
         let mut poke_due = self.report(&mut state, Stream::Stdout, consumed[0]);
         poke_due |= self.report(&mut state, Stream::Stderr, consumed[1]);
         let outcome = loop {
+            if let Some(error) = state.out_of_time(&[Stream::Stdout, Stream::Stderr], limit) {
+                break Err(error);
+            }
             if state.streams.iter().any(|s| !s.queue.is_empty()) {
                 into.take_from(&mut state);
                 break Ok(true);

@@ -67,3 +67,42 @@ fn closing_in_a_fork_does_nothing() {
         assert_eq!(client.sh("echo here").output().unwrap().stdout, b"here\n");
     });
 }
+
+#[test]
+fn a_command_that_never_pauses_is_out_of_time_as_well() {
+    within(PATIENCE, || {
+        let server = Sshd::start().unwrap();
+        let client = client(&server);
+        let mut child = client.sh("yes").timeout(Duration::from_secs(1)).spawn().unwrap();
+        let mut stdout = child.stdout.take().unwrap();
+        let mut buffer = vec![0; 16 * 1024];
+        let error = loop {
+            match stdout.read(&mut buffer) {
+                Ok(n) => assert!(n > 0),
+                Err(error) => break ours(&error),
+            }
+            // A reader that is slower than the command: there is always something to read.
+            thread::sleep(Duration::from_millis(1));
+        };
+        assert!(matches!(error, Error::Timeout { .. }), "{error:?}");
+
+        let child = client.sh("yes").timeout(Duration::from_secs(1)).spawn().unwrap();
+        let error = child.lines().find_map(Result::err).unwrap();
+        assert!(matches!(error, Error::Timeout { .. }), "{error:?}");
+    });
+}
+
+#[test]
+fn what_came_in_time_is_read_however_late() {
+    within(PATIENCE, || {
+        let server = Sshd::start().unwrap();
+        let client = client(&server);
+        let limit = Duration::from_secs(2);
+        let mut child = client.sh("head -c 1000000 /dev/zero").timeout(limit).spawn().unwrap();
+        child.wait().unwrap();
+        thread::sleep(limit);
+        let mut all = Vec::new();
+        child.stdout.take().unwrap().read_to_end(&mut all).unwrap();
+        assert_eq!(all.len(), 1_000_000);
+    });
+}
