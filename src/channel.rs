@@ -124,6 +124,14 @@ impl Drop for Channel {
     }
 }
 
+/// The deadline that comes first.
+pub(crate) fn earlier(a: Option<(Instant, Duration)>, b: Option<(Instant, Duration)>) -> Option<(Instant, Duration)> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(if a.0 <= b.0 { a } else { b }),
+        (a, b) => a.or(b),
+    }
+}
+
 /// Reads one stream of a channel: whole queues are taken at once, and reported as read in steps.
 #[derive(Debug)]
 pub(crate) struct StreamReader {
@@ -375,10 +383,7 @@ impl ChildStdin {
     }
 
     fn limit(&self) -> Limit {
-        match self.timeout {
-            Some(_) => Limit::after(self.timeout),
-            None => Limit { total: self.channel.limit.total, idle: None },
-        }
+        Limit { total: earlier(Limit::after(self.timeout).total, self.channel.limit.total), idle: None }
     }
 
     fn flush_within(&self, limit: &Limit) -> Result<()> {

@@ -69,6 +69,20 @@ fn closing_in_a_fork_does_nothing() {
 }
 
 #[test]
+fn a_write_ends_with_the_command_whatever_its_own_limit() {
+    within(PATIENCE, || {
+        let server = Sshd::start().unwrap();
+        let client = client(&server);
+        let limit = Duration::from_millis(700);
+        let mut child = client.sh("sleep 100").stdin(Stdio::piped()).timeout(limit).spawn().unwrap();
+        let stdin = child.stdin.as_mut().unwrap();
+        stdin.set_write_timeout(Some(PATIENCE * 2));
+        let error = ours(&stdin.write_all(&vec![0; 8 << 20]).unwrap_err());
+        assert!(matches!(error, Error::Timeout { after, .. } if after == limit), "{error:?}");
+    });
+}
+
+#[test]
 fn a_command_that_never_pauses_is_out_of_time_as_well() {
     within(PATIENCE, || {
         let server = Sshd::start().unwrap();
