@@ -120,3 +120,14 @@ fn what_came_in_time_is_read_however_late() {
         assert_eq!(all.len(), 1_000_000);
     });
 }
+
+#[test]
+fn waiting_for_a_shell_does_not_wait_for_somebody_to_read_it() {
+    within(PATIENCE, || {
+        let server = Sshd::start().unwrap();
+        let client = client(&server);
+        let mut shell = client.invoke_shell().unwrap();
+        shell.write_all(b"head -c 6000000 /dev/zero | tr '\\0' x; exit 3\n").unwrap();
+        assert_eq!(shell.wait().unwrap().code(), Some(3));
+    });
+}
