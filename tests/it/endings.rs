@@ -131,3 +131,16 @@ fn waiting_for_a_shell_does_not_wait_for_somebody_to_read_it() {
         assert_eq!(shell.wait().unwrap().code(), Some(3));
     });
 }
+
+#[test]
+fn a_command_waits_for_sessions_that_are_closed_but_not_over() {
+    within(PATIENCE, || {
+        let server = Sshd::builder().option("MaxSessions 2").start().unwrap();
+        let client = builder(&server).spare_channel(false).connect().unwrap();
+        // Hanging up does not end them, and sshd holds a session for as long as its command runs.
+        for _ in 0..2 {
+            drop(client.sh("trap '' HUP; sleep 2 >/dev/null 2>&1").spawn().unwrap());
+        }
+        assert_eq!(client.sh("echo hi").output().unwrap().stdout, b"hi\n");
+    });
+}

@@ -217,9 +217,10 @@ impl EventLoop {
         self.close_surplus();
     }
 
-    /// Sessions that are open, as opposed to being asked for.
+    /// Sessions that the server holds, as opposed to those being asked for. One that we have closed is among them: sshd
+    /// keeps it, and does not answer our CLOSE, for as long as its command runs.
     pub(super) fn confirmed_sessions(&self) -> usize {
-        self.session_channels.iter().filter(|&&id| self.connection.is_open(id)).count()
+        self.session_channels.iter().filter(|&&id| !self.connection.is_opening(id)).count()
     }
 
     /// The peer's CLOSE: the last that is heard of a channel.
