@@ -22,8 +22,8 @@ const LIMIT_BELIEVED: Duration = Duration::from_secs(30);
 pub(crate) struct Sessions {
     /// Opened in advance and confirmed.
     spares: VecDeque<ChannelId>,
-    /// Opened in advance, not answered yet.
-    opening: Vec<ChannelId>,
+    /// Opened in advance, not answered yet; when each was asked for.
+    opening: Vec<(ChannelId, Instant)>,
     /// Spares wanted.
     target: usize,
     /// Never again: refused, closed by the server twice, or turned off.
@@ -62,8 +62,8 @@ impl Sessions {
         self.spares.pop_front()
     }
 
-    /// A spare that is on its way: waiting for it is shorter than asking for another.
-    pub fn take_opening(&mut self) -> Option<ChannelId> {
+    /// A spare that is on its way, and since when: waiting for it is shorter than asking for another.
+    pub fn take_opening(&mut self) -> Option<(ChannelId, Instant)> {
         if self.opening.is_empty() {
             None
         } else {
@@ -79,13 +79,13 @@ impl Sessions {
         self.target.saturating_sub(self.spares.len() + self.opening.len())
     }
 
-    pub fn spare_opening(&mut self, id: ChannelId) {
-        self.opening.push(id);
+    pub fn spare_opening(&mut self, id: ChannelId, now: Instant) {
+        self.opening.push((id, now));
     }
 
     /// If the channel was opened in advance: it is ready now.
     pub fn spare_opened(&mut self, id: ChannelId) -> bool {
-        let Some(at) = self.opening.iter().position(|&o| o == id) else { return false };
+        let Some(at) = self.opening.iter().position(|&(o, _)| o == id) else { return false };
         self.opening.swap_remove(at);
         self.spares.push_back(id);
         true
@@ -93,7 +93,7 @@ impl Sessions {
 
     /// If the channel was opened in advance: the server refused it. No spares any more.
     pub fn spare_refused(&mut self, id: ChannelId) -> bool {
-        let Some(at) = self.opening.iter().position(|&o| o == id) else { return false };
+        let Some(at) = self.opening.iter().position(|&(o, _)| o == id) else { return false };
         self.opening.swap_remove(at);
         self.give_up();
         true

@@ -64,7 +64,11 @@ impl EventLoop {
         self.sessions.command_begins(at_once, now);
         if let Some(id) = self.sessions.take_spare() {
             self.run_on(token, id, true);
-        } else if let Some(id) = self.sessions.take_opening() {
+        } else if let Some((id, asked)) = self.sessions.take_opening() {
+            if let Some(entry) = self.entries.get_mut(&token) {
+                // The round trip began then, not now.
+                entry.asked = asked;
+            }
             self.open_as(token, id);
         } else if self.sessions.may_open(self.session_channels.len(), now) && !self.sessions.has_parked() {
             self.open(token);
