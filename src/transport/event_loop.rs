@@ -9,7 +9,7 @@ mod outgoing;
 mod requests;
 mod time;
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -61,7 +61,7 @@ pub(crate) struct EventLoop {
     flushing: Vec<Token>,
     /// Channels that want credit which the memory limit withholds.
     withheld: Vec<Token>,
-    graces: Vec<(Instant, Token)>,
+    graces: BTreeSet<(Instant, Token)>,
     globals: VecDeque<GlobalWaiter>,
     held: Option<Held>,
     round_trip: Option<Duration>,
@@ -124,7 +124,7 @@ impl EventLoop {
             sendable: VecDeque::new(),
             flushing: Vec::new(),
             withheld: Vec::new(),
-            graces: Vec::new(),
+            graces: BTreeSet::new(),
             globals: VecDeque::new(),
             held: None,
             round_trip: None,

@@ -264,9 +264,11 @@ impl EventLoop {
         let Some(Owner::User(token)) = self.owners.get(&id).copied() else { return };
         let Some(entry) = self.entries.get_mut(&token) else { return };
         log::debug!("{id}: {status}");
+        let first = entry.pipe.said().is_none();
         entry.pipe.exit_said(status);
-        if let Some(grace) = entry.plan.grace {
-            self.graces.push((Instant::now() + grace, token));
+        // Once: a server may say it a million times.
+        if let Some(end) = entry.plan.grace.filter(|_| first).and_then(|grace| Instant::now().checked_add(grace)) {
+            self.graces.insert((end, token));
         }
     }
 
