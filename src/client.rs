@@ -403,7 +403,7 @@ impl ClientBuilder {
         let target = self.target.clone()?;
         let host = HostName::new(&target.host, self.port.or(target.port).unwrap_or(DEFAULT_PORT));
         let user = self.user.take().or(target.user).map_or_else(local_user, Ok)?;
-        let total = self.timeout.map(|limit| Deadline { at: Instant::now() + limit, limit });
+        let total = self.timeout.map(Deadline::after);
         let known = KnownHosts::read(&self.known_hosts_files())?;
 
         let address = self.open_tcp(&host, total)?;
@@ -431,7 +431,7 @@ impl ClientBuilder {
         let limits =
             TcpLimits { resolve: self.resolve_timeout, connect: self.connect_timeout, deadline: total.map(|d| d.at) };
         let (stream, address) = tcp::connect(host.host(), host.port(), &limits)?;
-        let user_timeout = self.config.liveness.map(|(interval, count)| interval * count);
+        let user_timeout = self.config.liveness.map(|(interval, count)| interval.saturating_mul(count));
         tcp::tune(&stream, user_timeout);
         Ok((stream, address))
     }

@@ -82,6 +82,12 @@ struct Inner {
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
+/// The time `limit` from now. A limit that no clock can tell, such as [`Duration::MAX`], means "none": that is far away.
+pub(crate) fn instant_after(limit: Duration) -> Instant {
+    const FAR: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+    Instant::now() + limit.min(FAR)
+}
+
 /// Starts the transport thread for an authenticated connection. `name` ends up in the thread's name.
 pub(crate) fn start(packets: Packets, pool: Pool, config: Config, name: &str) -> Result<Handle> {
     let wake = Arc::new(Wake::new().map_err(|e| Error::io("cannot make the wake descriptor", e))?);
@@ -181,11 +187,11 @@ impl Handle {
             // Waiting for a thread that this process does not have would never end.
             return Ok(());
         }
-        let deadline = Instant::now() + timeout;
+        let deadline = instant_after(timeout);
         let (done, outcome) = bounded(1);
         self.inner.post(Request::Finish { deadline, limit: timeout, done });
         // The thread keeps the deadline; a little more is for its goodbye.
-        let outcome = match outcome.recv_timeout(timeout + Duration::from_secs(5)) {
+        let outcome = match outcome.recv_timeout(timeout.saturating_add(Duration::from_secs(5))) {
             Ok(outcome) => outcome,
             Err(crossbeam_channel::RecvTimeoutError::Timeout) => return Err(Error::timeout(Phase::Write, timeout)),
             // Somebody else finished it, or it was lost before.

@@ -493,12 +493,13 @@ impl Limit {
     }
 
     pub fn after(timeout: Option<Duration>) -> Limit {
-        Limit { total: timeout.map(|t| (Instant::now() + t, t)), idle: None }
+        // A time that no clock can tell is no limit.
+        Limit { total: timeout.and_then(|t| Some((Instant::now().checked_add(t)?, t))), idle: None }
     }
 
     /// The earlier of the two deadlines, given when output last came.
     fn deadline(&self, last_output: Instant) -> Option<Instant> {
-        let idle = self.idle.map(|t| last_output + t);
+        let idle = self.idle.and_then(|t| last_output.checked_add(t));
         match (self.total.map(|(at, _)| at), idle) {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
@@ -509,7 +510,7 @@ impl Limit {
     fn error(&self, phase: Phase, last_output: Instant) -> Error {
         match (self.total, self.idle) {
             (Some((at, limit)), _) if at <= Instant::now() => Error::timeout(phase, limit),
-            (_, Some(idle)) if last_output + idle <= Instant::now() => Error::timeout(Phase::Idle, idle),
+            (_, Some(idle)) if last_output.elapsed() >= idle => Error::timeout(Phase::Idle, idle),
             (Some((_, limit)), _) => Error::timeout(phase, limit),
             (None, idle) => Error::timeout(Phase::Idle, idle.unwrap_or_default()),
         }

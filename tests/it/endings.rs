@@ -69,6 +69,30 @@ fn closing_in_a_fork_does_nothing() {
 }
 
 #[test]
+fn limits_that_no_clock_can_tell_are_no_limits() {
+    const FOREVER: Duration = Duration::MAX;
+    within(PATIENCE, || {
+        let server = Sshd::builder().option("RekeyLimit 100K").start().unwrap();
+        let client = builder(&server)
+            .timeout(FOREVER)
+            .resolve_timeout(FOREVER)
+            .connect_timeout(FOREVER)
+            .handshake_timeout(FOREVER)
+            .auth_timeout(FOREVER)
+            .keepalive(FOREVER, 3)
+            .rekey_timeout(FOREVER)
+            .command_timeout(FOREVER)
+            .connect()
+            .unwrap();
+        let command = client.sh("head -c 1000000 /dev/zero").exit_policy(ExitPolicy::AfterStatus(FOREVER));
+        let out = command.timeout(FOREVER).idle_timeout(FOREVER).start_timeout(FOREVER).output().unwrap();
+        assert_eq!(out.stdout.len(), 1_000_000);
+        client.ping(FOREVER).unwrap();
+        client.close(FOREVER).unwrap();
+    });
+}
+
+#[test]
 fn a_write_ends_with_the_command_whatever_its_own_limit() {
     within(PATIENCE, || {
         let server = Sshd::start().unwrap();

@@ -1,7 +1,5 @@
 //! What is sent: control messages first, then data, one packet per channel in turn.
 
-use std::time::Duration;
-
 use super::super::message::Token;
 use super::super::packet::{Incoming, Sent};
 use super::{EventLoop, Held, TURN_BYTES, TURN_SENT, UNSENT_HIGH};
@@ -9,7 +7,7 @@ use crate::error::Result;
 
 impl EventLoop {
     pub(super) fn exchanging(&self) -> bool {
-        self.packets.exchange_deadline(Duration::ZERO).is_some()
+        self.packets.exchanging()
     }
 
     pub(super) fn send(&mut self) -> Result<()> {

@@ -89,9 +89,9 @@ impl EventLoop {
 
     pub(super) fn next_deadline(&self) -> Option<Instant> {
         let last = self.packets.socket(|s| s.last_received());
-        let liveness = self.config.liveness.map(|(interval, _)| match self.probes.last {
-            Some(probed) if probed > last => probed + interval,
-            _ => last + interval,
+        let liveness = self.config.liveness.and_then(|(interval, _)| match self.probes.last {
+            Some(probed) if probed > last => probed.checked_add(interval),
+            _ => last.checked_add(interval),
         });
         let ending = match &self.ending {
             Ending::Finish { deadline, .. } => Some(*deadline),
