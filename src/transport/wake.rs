@@ -52,7 +52,8 @@ impl Wake {
         if seen || self.pending.load(Ordering::Acquire) {
             let mut buffer = [0u8; 64];
             let _ = rustix::io::read(&self.read, &mut buffer);
-            self.pending.store(false, Ordering::Release);
+            // A swap, not a store: whoever found the flag set has posted before, and this makes us see it.
+            self.pending.swap(false, Ordering::AcqRel);
         }
     }
 }
