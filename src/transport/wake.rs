@@ -86,6 +86,15 @@ pub(crate) fn wait(
     Ok(Ready { woken, readable: found.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR) })
 }
 
+/// Waits until the socket can be written, or the deadline passes; what can be read does not end it.
+pub(crate) fn wait_writable(socket: &impl AsFd, deadline: Instant) -> io::Result<()> {
+    let timeout = timespec(deadline.saturating_duration_since(Instant::now()));
+    match rustix::event::poll(&mut [PollFd::new(socket, PollFlags::OUT)], Some(&timeout)) {
+        Ok(_) | Err(Errno::INTR) => Ok(()),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
 /// Two slots without an allocation; the second repeats the first where there is nothing to put into it.
 fn vec_of_two<'a>(first: PollFd<'a>, second: Option<PollFd<'a>>) -> [PollFd<'a>; 2] {
     let second = second.unwrap_or_else(|| first.clone());

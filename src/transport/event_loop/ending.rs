@@ -62,8 +62,9 @@ impl EventLoop {
         }
         let deadline = Instant::now() + GOODBYE;
         while let Ok(false) = self.packets.flush() {
-            if Instant::now() >= deadline || self.packets.socket(|s| wake::wait(s, true, None, Some(deadline))).is_err()
-            {
+            // Nobody reads any more: a server that still sends would keep a wait for both busy.
+            let waited = self.packets.socket(|s| wake::wait_writable(s, deadline));
+            if waited.is_err() || Instant::now() >= deadline {
                 break;
             }
         }
