@@ -840,7 +840,6 @@ impl Pipe {
     pub fn flush(&self, limit: &Limit, poke: &dyn Fn()) -> Result<()> {
         let mut state = self.lock();
         let target = state.outbound.written;
-        let mut poked = false;
         loop {
             let eof_due = state.outbound.eof_wanted && !state.outbound.eof_flushed;
             if state.outbound.flushed >= target && !eof_due {
@@ -856,9 +855,8 @@ impl Pipe {
                 // An EOF to somebody who reads no more is no loss; bytes are.
                 return if state.outbound.flushed >= target { Ok(()) } else { Err(Error::BrokenPipe) };
             }
-            state.outbound.flush_wanted = true;
-            if !poked {
-                poked = true;
+            // Also when an earlier flush has cleared it meanwhile: the transport looks only once each time.
+            if !std::mem::replace(&mut state.outbound.flush_wanted, true) {
                 drop(state);
                 poke();
                 state = self.lock();
