@@ -57,8 +57,8 @@ pub(crate) struct EventLoop {
     sessions: Sessions,
     /// Channels that have bytes to send and may have window, in turn.
     sendable: VecDeque<Token>,
-    /// Channels whose writer waits for the flush.
-    flushing: Vec<Token>,
+    /// Channels whose writer waits for the flush; where the EOF ends in what goes out, once it is there.
+    flushing: Vec<(Token, Option<u64>)>,
     /// Channels that want credit which the memory limit withholds.
     withheld: Vec<Token>,
     graces: BTreeSet<(Instant, Token)>,

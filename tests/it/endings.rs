@@ -93,6 +93,39 @@ fn limits_that_no_clock_can_tell_are_no_limits() {
 }
 
 #[test]
+fn the_end_of_one_input_is_flushed_while_another_never_pauses() {
+    within(PATIENCE, || {
+        let server = Sshd::start().unwrap();
+        let proxy = Proxy::to(format!("127.0.0.1:{}", server.port()).parse().unwrap()).rate(8 << 20).start().unwrap();
+        let client = builder_via(&server, &proxy).connect().unwrap();
+        let stop = Arc::new(AtomicBool::new(false));
+        // As many as fill what the kernel takes in, for as long as the test lasts.
+        let writers: Vec<_> = (0..8)
+            .map(|_| {
+                let mut child = client.exec_command("cat >/dev/null").unwrap();
+                let (stop, mut stdin) = (Arc::clone(&stop), child.stdin.take().unwrap());
+                thread::spawn(move || {
+                    let deadline = Instant::now() + PATIENCE / 2;
+                    while !stop.load(Ordering::Relaxed) && Instant::now() < deadline {
+                        stdin.write_all(&[0; 64 * 1024]).unwrap();
+                    }
+                    drop(child);
+                })
+            })
+            .collect();
+        thread::sleep(Duration::from_secs(1));
+        let mut child = client.exec_command("cat").unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        stdin.write_all(b"little").unwrap();
+        let outcome = stdin.finish(Duration::from_secs(12));
+        stop.store(true, Ordering::Relaxed);
+        outcome.unwrap();
+        writers.into_iter().for_each(|writer| writer.join().unwrap());
+        assert_eq!(child.output().unwrap().stdout, b"little");
+    });
+}
+
+#[test]
 fn a_write_ends_with_the_command_whatever_its_own_limit() {
     within(PATIENCE, || {
         let server = Sshd::start().unwrap();

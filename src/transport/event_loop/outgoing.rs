@@ -139,13 +139,17 @@ impl EventLoop {
         }
         let (flushed, taken) = self.packets.socket(|s| (s.flushed(), s.taken()));
         let entries = &mut self.entries;
-        self.flushing.retain(|token| {
+        self.flushing.retain_mut(|(token, eof_end)| {
             let Some(entry) = entries.get_mut(token) else { return false };
             let empty = entry.outbound.is_empty() && !entry.pipe.has_outbound();
             let eof_done = !entry.eof_wanted || entry.eof_sent;
-            // The EOF is a control message: it is out when all that was taken is.
-            let due = if entry.eof_sent { taken } else { entry.mark };
-            if !empty || !eof_done || flushed < due {
+            if !empty || !eof_done {
+                return true;
+            }
+            // The EOF is a control message and has no mark: it is out when all that is taken by now is, and not what
+            // others send behind it.
+            let due = if entry.eof_sent { *eof_end.get_or_insert(taken) } else { entry.mark };
+            if flushed < due {
                 return true;
             }
             entry.pipe.flushed(entry.eof_sent);

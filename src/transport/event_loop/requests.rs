@@ -120,8 +120,8 @@ impl EventLoop {
     pub(super) fn wrote(&mut self, token: Token) {
         let Some(entry) = self.entries.get_mut(&token) else { return };
         entry.eof_wanted = entry.pipe.take_outbound(&mut entry.outbound);
-        if entry.pipe.flush_wanted() && !self.flushing.contains(&token) {
-            self.flushing.push(token);
+        if entry.pipe.flush_wanted() && !self.flushing.iter().any(|&(t, _)| t == token) {
+            self.flushing.push((token, None));
         }
         self.line_up(token);
     }
