@@ -42,6 +42,8 @@ pub(crate) struct Packets {
     raw: RawSession,
     /// When the running key exchange began, and how often keys had been taken into use before.
     exchange: Option<(Instant, u32)>,
+    /// The host key that was accepted; none before the connection protocol begins.
+    host_key: Option<Vec<u8>>,
     /// Since the last read that found nothing, something was sent or read.
     must_read: bool,
     dead: Option<Error>,
@@ -51,7 +53,7 @@ impl Packets {
     /// A session over the socket, before its handshake.
     pub fn new(socket: Socket, pool: Pool) -> Result<Packets, String> {
         let raw = RawSession::new(socket, pool)?;
-        Ok(Packets { raw, exchange: None, must_read: true, dead: None })
+        Ok(Packets { raw, exchange: None, host_key: None, must_read: true, dead: None })
     }
 
     /// Calls the `ssh2` crate, before the connection protocol begins.
@@ -72,6 +74,7 @@ impl Packets {
     /// Authentication is over: from here on the connection protocol's payloads come to us.
     pub fn begin_connection(&mut self) {
         self.raw.open_tap();
+        self.host_key = self.shown_host_key();
         self.socket(Socket::authenticated);
     }
 
@@ -153,6 +156,10 @@ impl Packets {
         let rc = self.raw.packet_add(&payload);
         self.raw.with(|t| t.pool.put(payload));
         self.after_call(rc.min(0));
+        if rc != EAGAIN && self.exchange.is_some() {
+            // It is over and there are no new keys; libssh2 swallows that, and has no words for it.
+            self.die(Error::Protocol("a key exchange failed: the server offers none of the algorithms in use".into()));
+        }
         self.dead.clone().map_or(Ok(()), Err)
     }
 
@@ -230,6 +237,7 @@ impl Packets {
         if inits > before {
             log::debug!("new keys are in use");
             self.exchange = None;
+            self.check_host_key();
             return;
         }
         if let Some((code, text)) = self.raw.last_error() {
@@ -237,6 +245,19 @@ impl Packets {
                 self.die(Error::Protocol(format!("a key exchange failed: {} ({code})", escape(&text))));
             }
         }
+    }
+
+    /// libssh2 takes whatever host key a rekey comes with. Nothing of a server with another one is handed on.
+    fn check_host_key(&mut self) {
+        let shown = self.shown_host_key();
+        if shown != self.host_key {
+            self.raw.with(|t| t.committed.clear());
+            self.die(Error::Protocol("the server changed its host key in a key exchange".into()));
+        }
+    }
+
+    fn shown_host_key(&mut self) -> Option<Vec<u8>> {
+        self.raw.call(|session| session.host_key().map(|(blob, _)| blob.to_vec()))
     }
 
     fn reason(&self, rc: i32) -> Error {
@@ -249,7 +270,7 @@ impl Packets {
         match rc {
             -4 => Error::Protocol("a packet failed its integrity check (bad MAC)".into()),
             -12 => Error::Protocol("a packet could not be decrypted (bad length or authentication tag)".into()),
-            -5 | -8 => Error::Protocol(format!("a key exchange failed ({rc})")),
+            -5 | -8 => Error::Protocol("a key exchange failed: a wrong signature or a damaged packet".into()),
             -13 => lost("the server closed the connection".into()),
             -14 => Error::Protocol("a packet has an impossible form".into()),
             -41 => Error::Protocol("a packet is longer than the protocol allows".into()),

@@ -40,6 +40,7 @@ const CALLBACK_RECV: c_int = 6;
 
 const MSG_IGNORE: u8 = 2;
 const MSG_KEXINIT: u8 = 20;
+const MSG_NEWKEYS: u8 = 21;
 /// The first message number of the connection protocol (RFC 4250 §4.1.2).
 const FIRST_CONNECTION_MESSAGE: u8 = 80;
 /// Messages of one key exchange that libssh2 may be shown; it keeps what it does not expect, for ever.
@@ -116,7 +117,8 @@ unsafe extern "C" {
 static TAP_METHOD: CompMethod = CompMethod {
     name: c"none".as_ptr(),
     compress: 1,
-    use_in_auth: 0,
+    // Not for what is taken, but to see a key exchange begin before anybody is logged in.
+    use_in_auth: 1,
     init: Some(on_init),
     comp: Some(on_comp),
     decomp: Some(on_decomp),
@@ -144,7 +146,7 @@ pub(crate) struct Disconnected {
 pub(crate) struct TapState {
     pub socket: Socket,
     pub pool: Pool,
-    /// Payloads of 80 and up and KEXINIT are taken; before authentication ends nothing is.
+    /// Payloads of 80 and up and KEXINIT are taken; before authentication ends nothing is, and KEXINIT is refused.
     on: bool,
     /// Taken, but not yet behind the MAC check.
     pending: Option<Vec<u8>>,
@@ -539,6 +541,11 @@ impl TapState {
             self.pool.put(stale);
         }
         if !self.on {
+            // libssh2 would run it on its own: it crashes on a packet split behind KEXINIT, and on another cipher.
+            // OpenSSH's server does not begin one so early either.
+            if payload[0] == MSG_KEXINIT {
+                return self.refuse("a second key exchange before the login was complete");
+            }
             return Ok(Left::Unchanged);
         }
         match payload[0] {
@@ -558,7 +565,10 @@ impl TapState {
             }
             // DISCONNECT, IGNORE, DEBUG, EXT_INFO: libssh2 acts on them and keeps nothing.
             1 | MSG_IGNORE | 4 | 7 => Ok(Left::Unchanged),
-            21 | 30..=49 if self.exchanging => {
+            MSG_NEWKEYS if self.exchanging && self.exchange_messages == 0 => {
+                self.refuse("NEWKEYS before the key exchange was done")
+            }
+            MSG_NEWKEYS | 30..=49 if self.exchanging => {
                 self.exchange_messages += 1;
                 if self.exchange_messages > MAX_EXCHANGE_MESSAGES {
                     return self.refuse("too many messages in one key exchange");
