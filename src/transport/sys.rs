@@ -11,6 +11,8 @@
 //! No Rust reference to the [`Tap`] lives across a call into C: callbacks reach it through a cell that refuses
 //! overlapping borrows instead of aliasing. No panic leaves a callback.
 
+mod framing;
+
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::ffi::{c_char, c_int, c_long, c_void, CStr};
@@ -157,6 +159,7 @@ pub(crate) struct TapState {
     /// A KEXINIT was committed and the keys it leads to are not there yet.
     pub exchanging: bool,
     exchange_messages: u32,
+    framing: Option<framing::Framing>,
     pub disconnected: Option<Disconnected>,
     /// Why the connection cannot go on, when a callback found out.
     pub violation: Option<&'static str>,
@@ -208,6 +211,7 @@ impl RawSession {
             inits: 0,
             exchanging: false,
             exchange_messages: 0,
+            framing: None,
             disconnected: None,
             violation: None,
             panicked: None,
@@ -216,6 +220,7 @@ impl RawSession {
         let tap = NonNull::from(Box::leak(Box::new(Tap { state: RefCell::new(state) })));
         let raw_session = RawSession { session: Some(session), raw, tap };
         install_method(raw)?;
+        framing::install();
         register(raw, tap);
         raw_session.set_callbacks();
         Ok(raw_session)
