@@ -44,7 +44,7 @@ fn sshd() -> Sshd {
 /// A `cat` at the other end of a proxy, the line quiet, and the size of a packet with a hundred bytes from it.
 fn echoing(server: &Sshd, proxy: &Proxy, (cipher, mac): (&str, &str)) -> (Child, u64) {
     // A packet that has become longer is waited for; the answer to a probe is what it is longer by.
-    let builder = builder_via(server, proxy).ciphers([cipher]).macs([mac]).keepalive(Duration::from_millis(500), 100);
+    let builder = builder_via(server, proxy).ciphers([cipher]).macs([mac]).keepalive(Duration::from_secs(2), 100);
     let client = builder.spare_channel(false).connect().unwrap_or_else(|error| panic!("{cipher} {mac}: {error}"));
     assert_eq!((client.algorithms().cipher_in.as_str(), client.algorithms().cipher_out.as_str()), (cipher, cipher));
     let mut child = client.exec_command("cat").expect("started");
