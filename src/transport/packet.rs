@@ -42,7 +42,7 @@ pub(crate) struct Packets {
     raw: RawSession,
     /// When the running key exchange began, and how often keys had been taken into use before.
     exchange: Option<(Instant, u32)>,
-    /// The host key that was accepted; none before the connection protocol begins.
+    /// The host key that was judged at the beginning: another one at a rekey is somebody else.
     host_key: Option<Vec<u8>>,
     /// Since the last read that found nothing, something was sent or read.
     must_read: bool,
@@ -73,8 +73,8 @@ impl Packets {
 
     /// Authentication is over: from here on the connection protocol's payloads come to us.
     pub fn begin_connection(&mut self) {
-        self.raw.open_tap();
         self.host_key = self.shown_host_key();
+        self.raw.open_tap();
         self.socket(Socket::authenticated);
     }
 
@@ -231,13 +231,22 @@ impl Packets {
         self.check_exchange(inits);
     }
 
+    /// A copy: libssh2 frees its own at each exchange.
+    fn shown_host_key(&mut self) -> Option<Vec<u8>> {
+        self.raw.call(|s| s.host_key().map(|(blob, _)| blob.to_vec()))
+    }
+
     /// libssh2 swallows the failure of an exchange in some places; its last error tells.
     fn check_exchange(&mut self, inits: u32) {
         let Some((_, before)) = self.exchange else { return };
         if inits > before {
             log::debug!("new keys are in use");
             self.exchange = None;
-            self.check_host_key();
+            if self.shown_host_key() != self.host_key {
+                // The same call may have taken something in behind the new keys.
+                self.raw.with(|t| t.committed.clear());
+                self.die(Error::Protocol("the server showed another host key at a later key exchange".into()));
+            }
             return;
         }
         if let Some((code, text)) = self.raw.last_error() {
@@ -245,19 +254,6 @@ impl Packets {
                 self.die(Error::Protocol(format!("a key exchange failed: {} ({code})", escape(&text))));
             }
         }
-    }
-
-    /// libssh2 takes whatever host key a rekey comes with. Nothing of a server with another one is handed on.
-    fn check_host_key(&mut self) {
-        let shown = self.shown_host_key();
-        if shown != self.host_key {
-            self.raw.with(|t| t.committed.clear());
-            self.die(Error::Protocol("the server changed its host key in a key exchange".into()));
-        }
-    }
-
-    fn shown_host_key(&mut self) -> Option<Vec<u8>> {
-        self.raw.call(|session| session.host_key().map(|(blob, _)| blob.to_vec()))
     }
 
     fn reason(&self, rc: i32) -> Error {
