@@ -22,7 +22,7 @@ fn growth(send: fn(&mut ServerConn, u32) -> std::io::Result<()>) -> u64 {
     });
     let client = builder(&server).spare_channel(false).connect().expect("logged in");
     let (before, _) = memory();
-    let mut child = client.exec_command("true").expect("started");
+    let child = client.exec_command("true").expect("started");
     eventually(PATIENCE, "the command ends", || child.control().status().is_some());
     let (now, most) = memory();
     let lines = child.lines();

@@ -150,7 +150,7 @@ fn a_bad_signature_ends_the_connection() {
 
 #[test]
 fn another_host_key_at_a_rekey_ends_the_connection() {
-    ends_the_connection(RekeyFault::OtherHostKey, &["host key"]);
+    ends_the_connection(RekeyFault::OtherHostKey, &["another host key"]);
 }
 
 #[test]
