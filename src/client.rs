@@ -262,6 +262,13 @@ impl ClientBuilder {
         self
     }
 
+    /// The agent's socket, in place of what SSH_AUTH_SOCK names. `~/` stands for the home directory.
+    pub fn agent_socket(mut self, path: impl AsRef<Path>) -> Self {
+        self.credentials.agent = true;
+        self.credentials.agent_socket = Some(expand_home(path.as_ref()));
+        self
+    }
+
     /// The known-hosts file to use instead of the user's and the system's; may be called again for more. New keys are
     /// added to the first.
     pub fn known_hosts(mut self, path: impl AsRef<Path>) -> Self {
