@@ -39,7 +39,7 @@ pub(crate) struct Channel {
     pub limit: Limit,
     on_drop: OnDrop,
     /// The remote process group, once known.
-    pub process_group: std::sync::OnceLock<u32>,
+    pub process_group: std::sync::OnceLock<kill::Group>,
 }
 
 impl Channel {

@@ -240,7 +240,7 @@ impl Child {
     /// [`process_group`](crate::Command::process_group) and told it.
     #[must_use]
     pub fn process_group_id(&self) -> Option<u32> {
-        self.channel.process_group.get().copied()
+        self.channel.process_group.get().map(|group| group.id)
     }
 
     /// Closes the channel without waiting. What that does to the command is the server's choice.
