@@ -54,12 +54,12 @@ impl Channel {
             on_drop,
             process_group: std::sync::OnceLock::new(),
         });
-        let earlier = match (limit.total, start.total) {
-            (Some(a), Some(b)) => Limit { total: Some(if a.0 <= b.0 { a } else { b }), idle: None },
-            (a, b) => Limit { total: a.or(b), idle: None },
-        };
-        // If this fails the channel is dropped, which closes it in the background.
-        channel.pipe.wait_started(&earlier, Phase::Open)?;
+        let limit = Limit { total: earlier(limit.total, start.total), idle: None };
+        if let Err(error) = channel.pipe.wait_started(&limit, Phase::Open) {
+            // Whatever is to happen to a command that runs: nobody will know of this one.
+            channel.close();
+            return Err(error);
+        }
         Ok(channel)
     }
 
@@ -118,6 +118,14 @@ impl Drop for Channel {
     }
 }
 
+/// The deadline that comes first.
+pub(crate) fn earlier(a: Option<(Instant, Duration)>, b: Option<(Instant, Duration)>) -> Option<(Instant, Duration)> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(if a.0 <= b.0 { a } else { b }),
+        (a, b) => a.or(b),
+    }
+}
+
 /// Reads one stream of a channel: whole queues are taken at once, and reported as read in steps.
 #[derive(Debug)]
 pub(crate) struct StreamReader {
@@ -161,13 +169,8 @@ impl StreamReader {
     }
 
     fn limit(&self) -> Limit {
-        let Some(timeout) = self.timeout else { return self.channel.limit };
-        let own = (Instant::now() + timeout, timeout);
-        let total = match self.channel.limit.total {
-            Some(total) if total.0 <= own.0 => total,
-            _ => own,
-        };
-        Limit { total: Some(total), idle: self.channel.limit.idle }
+        let own = Limit::after(self.timeout);
+        Limit { total: earlier(own.total, self.channel.limit.total), idle: self.channel.limit.idle }
     }
 
     pub fn consume(&mut self, n: usize) {

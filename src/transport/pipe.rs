@@ -64,6 +64,7 @@ struct State {
     status: Option<ExitStatus>,
     lost: Option<Error>,
     cancelled: bool,
+    /// When output last came, or, if that was later, was last read: who waits for us is not silent.
     last_output: Instant,
 }
 
@@ -223,7 +224,11 @@ impl Pipe {
 impl Pipe {
     /// The channel is open and what it is for has started.
     pub fn started(&self) {
-        self.lock().stage = Stage::Running;
+        let mut state = self.lock();
+        state.stage = Stage::Running;
+        // It could not say anything before.
+        state.last_output = Instant::now();
+        drop(state);
         self.news.notify_all();
     }
 
@@ -472,12 +477,13 @@ impl Limit {
     }
 
     pub fn after(timeout: Option<Duration>) -> Limit {
-        Limit { total: timeout.map(|t| (Instant::now() + t, t)), idle: None }
+        // A time that no clock can tell is no limit.
+        Limit { total: timeout.and_then(|t| Some((Instant::now().checked_add(t)?, t))), idle: None }
     }
 
     /// The earlier of the two deadlines, given when output last came.
     fn deadline(&self, last_output: Instant) -> Option<Instant> {
-        let idle = self.idle.map(|t| last_output + t);
+        let idle = self.idle.and_then(|t| last_output.checked_add(t));
         match (self.total.map(|(at, _)| at), idle) {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
@@ -488,7 +494,7 @@ impl Limit {
     fn error(&self, phase: Phase, last_output: Instant) -> Error {
         match (self.total, self.idle) {
             (Some((at, limit)), _) if at <= Instant::now() => Error::timeout(phase, limit),
-            (_, Some(idle)) if last_output + idle <= Instant::now() => Error::timeout(Phase::Idle, idle),
+            (_, Some(idle)) if last_output.elapsed() >= idle => Error::timeout(Phase::Idle, idle),
             (Some((_, limit)), _) => Error::timeout(phase, limit),
             (None, idle) => Error::timeout(Phase::Idle, idle.unwrap_or_default()),
         }
@@ -651,6 +657,9 @@ impl Pipe {
         let inbound = &mut state.streams[stream.index()];
         let n = n.min(inbound.unread());
         inbound.consumed += n;
+        if n > 0 {
+            state.last_output = Instant::now();
+        }
         self.shared.unread.fetch_sub(n, Ordering::Relaxed);
         state.unreported += n;
         if state.unreported < self.shared.report_step {
