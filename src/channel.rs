@@ -293,6 +293,10 @@ macro_rules! output_stream {
                 self.reader.hand_over();
             }
 
+            pub(crate) fn into_reader(self) -> StreamReader {
+                self.reader
+            }
+
             /// Limits each read; `None` (the default) waits as long as the command may run.
             pub fn set_read_timeout(&mut self, timeout: Option<Duration>) {
                 self.reader.set_timeout(timeout);
