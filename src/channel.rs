@@ -435,6 +435,20 @@ impl Control {
         self.handle.tell(self.token, Notice::Signal(name.to_owned()));
     }
 
+    /// Tells the remote side the terminal's new size (RFC 4254 §6.7). Does not wait.
+    pub fn resize(&self, size: PtySize) {
+        self.handle.tell(self.token, Notice::Resize(size));
+    }
+
+    /// Waits for the command's end, without ending its input and without reading its output: somebody else does that.
+    ///
+    /// # Errors
+    ///
+    /// Why the end will not be known: the channel was closed or cancelled on our side, or the connection was lost.
+    pub fn wait(&self) -> Result<ExitStatus> {
+        self.pipe.wait_status([false; 2], &Limit::none(), &|| ())
+    }
+
     /// How the command ended, once the server has said so; without waiting.
     #[must_use]
     pub fn status(&self) -> Option<ExitStatus> {

@@ -350,7 +350,7 @@ impl Command {
         };
         Ok(Plan::Session(SessionPlan {
             env: self.env.clone(),
-            pty: self.pty.as_ref().map(Pty::request),
+            pty: self.pty.as_ref().map(Pty::request).transpose()?,
             run,
             grace,
             at_limit: self.at_limit,

@@ -843,8 +843,11 @@ impl Pipe {
     /// Waits for the final status. `reads`: the streams that nobody has taken and that the wait stands in for.
     pub fn wait_status(&self, reads: [bool; 2], limit: &Limit, poke: &dyn Fn()) -> Result<ExitStatus> {
         let mut state = self.lock();
-        state.wait_reads = reads;
-        if reads != [false; 2] && state.status.is_none() {
+        let counts = reads != [false; 2];
+        if counts {
+            state.wait_reads = reads;
+        }
+        if counts && state.status.is_none() {
             drop(state);
             poke();
             state = self.lock();
@@ -863,7 +866,9 @@ impl Pipe {
                 break Err(limit.error(Phase::Total, state.last_output));
             }
         };
-        state.wait_reads = [false; 2];
+        if counts {
+            state.wait_reads = [false; 2];
+        }
         outcome
     }
 
