@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::channel::{Channel, OnDrop};
 use crate::error::{Result, Stream};
 use crate::quote;
-use crate::transport::message::{AtLimit, Plan, Run, SessionPlan};
+use crate::transport::message::{AtLimit, Run, SessionPlan};
 use crate::transport::pipe::Limit;
 use crate::transport::Handle;
 
@@ -131,18 +131,18 @@ fn outcome(report: &[u8]) -> KillOutcome {
     }
 }
 
-fn plan(group: Group, grace: Duration) -> Plan {
+fn plan(group: Group, grace: Duration) -> SessionPlan {
     let tenths = grace.as_millis().div_ceil(100).to_string();
     let started = group.started.map_or_else(String::new, |started| started.to_string());
     let words = ["exec", "/bin/sh", "-c", SCRIPT, "sh", &group.id.to_string(), &tenths, &started];
-    Plan::Session(SessionPlan {
+    SessionPlan {
         env: Vec::new(),
         pty: None,
         run: Run::Exec(quote::on_one_line(quote::words(&words))),
         grace: None,
         at_limit: AtLimit::Wait,
         urgent: true,
-    })
+    }
 }
 
 /// Ends the group and reports; blocks for at most about twice the grace and a few seconds.

@@ -8,7 +8,7 @@ use crate::channel::{Channel, ChildStdin, ChildStdout, Control, OnDrop};
 use crate::client::Client;
 use crate::error::{Error, Result, Stream};
 use crate::exit_status::ExitStatus;
-use crate::transport::message::{self, Plan, PtySize, Run, SessionPlan};
+use crate::transport::message::{self, PtySize, Run, SessionPlan};
 use crate::transport::pipe::Limit;
 
 /// A pseudo-terminal to ask the server for (RFC 4254 §6.2): type, size and modes.
@@ -212,14 +212,14 @@ impl Client {
     ///
     /// As [`Command::spawn`](crate::Command::spawn).
     pub fn invoke_shell_on(&self, pty: &Pty) -> Result<Shell> {
-        let plan = Plan::Session(SessionPlan {
+        let plan = SessionPlan {
             env: Vec::new(),
             pty: Some(pty.request()?),
             run: Run::Shell,
             grace: None,
             at_limit: self.at_limit(),
             urgent: false,
-        });
+        };
         let channel = Channel::start(self.handle(), plan, Limit::none(), &Limit::none(), OnDrop::HangUp)?;
         channel.drop_stream(Stream::Stderr);
         Ok(Shell {
