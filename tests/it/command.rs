@@ -1077,3 +1077,16 @@ fn another_thread_cancels_closes_and_asks() {
         assert_eq!(child.wait().unwrap(), ExitStatus::Code(8), "what is known stays known");
     });
 }
+
+#[test]
+fn sessions_one_after_another_are_not_refused_where_one_is_allowed() {
+    within(PATIENCE, || {
+        let server = Sshd::builder().option("MaxSessions 1").start().unwrap();
+        let client = crate::connect::builder(&server).spare_channel(false).connect().unwrap();
+        for i in 0..200 {
+            // sshd still counts the last one when it reads our next request together with our CLOSE.
+            let out = client.sh(format!("exit {i}")).output().unwrap_or_else(|e| panic!("{i}: {e}"));
+            assert_eq!(out.status.code(), Some(i));
+        }
+    });
+}

@@ -191,6 +191,11 @@ impl EventLoop {
             self.entries.remove(&token);
             return;
         }
+        if was_session && matches!(reason, 2 | 4) && !entry.asked_again && self.sessions.ended_about(entry.asked) {
+            entry.asked_again = true;
+            self.open(token);
+            return;
+        }
         let held = self.confirmed_sessions();
         // OpenSSH says "connect failed" when MaxSessions is reached; others say "resource shortage".
         let looks_like_limit = was_session && matches!(reason, 2 | 4) && held > 0;
@@ -223,7 +228,9 @@ impl EventLoop {
     /// The peer's CLOSE: the last that is heard of a channel.
     pub(super) fn closed(&mut self, id: ChannelId) {
         log::debug!("{id}: closed");
-        self.session_channels.remove(&id);
+        if self.session_channels.remove(&id) {
+            self.sessions.ended(Instant::now());
+        }
         let owner = self.owners.remove(&id);
         self.sessions.spare_closed(id);
         if let Some(Owner::User(token)) = owner {
