@@ -68,6 +68,7 @@ struct State {
     status: Option<ExitStatus>,
     lost: Option<Error>,
     cancelled: bool,
+    /// When output last came, or, if that was later, was last read: who waits for us is not silent.
     last_output: Instant,
 }
 
@@ -233,7 +234,11 @@ impl Pipe {
 
     /// The channel is open and what it is for has started.
     pub fn started(&self) {
-        self.lock().stage = Stage::Running;
+        let mut state = self.lock();
+        state.stage = Stage::Running;
+        // It could not say anything before.
+        state.last_output = Instant::now();
+        drop(state);
         self.news.notify_all();
     }
 
@@ -486,12 +491,13 @@ impl Limit {
     }
 
     pub fn after(timeout: Option<Duration>) -> Limit {
-        Limit { total: timeout.map(|t| (Instant::now() + t, t)), idle: None }
+        // A time that no clock can tell is no limit.
+        Limit { total: timeout.and_then(|t| Some((Instant::now().checked_add(t)?, t))), idle: None }
     }
 
     /// The earlier of the two deadlines, given when output last came.
     fn deadline(&self, last_output: Instant) -> Option<Instant> {
-        let idle = self.idle.map(|t| last_output + t);
+        let idle = self.idle.and_then(|t| last_output.checked_add(t));
         match (self.total.map(|(at, _)| at), idle) {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
@@ -502,7 +508,7 @@ impl Limit {
     fn error(&self, phase: Phase, last_output: Instant) -> Error {
         match (self.total, self.idle) {
             (Some((at, limit)), _) if at <= Instant::now() => Error::timeout(phase, limit),
-            (_, Some(idle)) if last_output + idle <= Instant::now() => Error::timeout(Phase::Idle, idle),
+            (_, Some(idle)) if last_output.elapsed() >= idle => Error::timeout(Phase::Idle, idle),
             (Some((_, limit)), _) => Error::timeout(phase, limit),
             (None, idle) => Error::timeout(Phase::Idle, idle.unwrap_or_default()),
         }
@@ -666,6 +672,9 @@ impl Pipe {
         let inbound = &mut state.streams[stream.index()];
         let n = n.min(inbound.unread());
         inbound.consumed += n;
+        if n > 0 {
+            state.last_output = Instant::now();
+        }
         self.shared.unread.fetch_sub(n, Ordering::Relaxed);
         state.unreported += n;
         let step = if self.shared.withheld.load(Ordering::Relaxed) { 1 } else { self.shared.report_step };
@@ -850,8 +859,11 @@ impl Pipe {
     /// Waits for the final status. `reads`: the streams that nobody has taken and that the wait stands in for.
     pub fn wait_status(&self, reads: [bool; 2], limit: &Limit, poke: &dyn Fn()) -> Result<ExitStatus> {
         let mut state = self.lock();
-        state.wait_reads = reads;
-        if reads != [false; 2] && state.status.is_none() {
+        let counts = reads != [false; 2];
+        if counts {
+            state.wait_reads = reads;
+        }
+        if counts && state.status.is_none() {
             drop(state);
             poke();
             state = self.lock();
@@ -870,7 +882,9 @@ impl Pipe {
                 break Err(limit.error(Phase::Total, state.last_output));
             }
         };
-        state.wait_reads = [false; 2];
+        if counts {
+            state.wait_reads = [false; 2];
+        }
         outcome
     }
 
