@@ -174,3 +174,21 @@ fn moments(lines: &[Printed]) -> [Vec<String>; 4] {
 fn are_tutorials(moments: &[Vec<String>; 4]) -> bool {
     *moments == [vec!["A", "One"], vec!["B"], vec!["Two"], vec!["C", "Three"]]
 }
+
+#[test]
+fn the_guide_and_the_readme_show_the_programs_that_are_tested() {
+    let read = |path: &str| fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap();
+    let between = |text: &str, from: &str, to: &str| {
+        let (_, text) = text.split_once(from).unwrap();
+        text.split_once(to).unwrap().0.trim().to_owned()
+    };
+    let guide = read("docs/python-to-rust.md");
+    for name in ["shell", "exec", "threads"] {
+        let ours = between(&read(&format!("examples/{name}.rs")), "Client::connect(&target)?;", "\n}\n");
+        assert!(guide.contains(&ours), "the guide does not show the Rust of {name}: {ours}");
+        let theirs = between(&read(&format!("tests/it/tutorial/{name}.py")), "# password='')", "client.close()");
+        assert!(guide.contains(&theirs), "the guide does not show the Python of {name}: {theirs}");
+    }
+    let threads = between(&read("examples/threads.rs"), "Client::connect(&target)?;", "\n}\n");
+    assert!(read("README.md").contains(&threads), "the README does not show the thread program");
+}
