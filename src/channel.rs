@@ -8,9 +8,9 @@ use crate::error::{Error, Phase, Result, Stream};
 use crate::exit_status::ExitStatus;
 use crate::kill;
 use crate::transport::chunk::ByteQueue;
-use crate::transport::message::{Notice, Plan, PtySize, Token};
+use crate::transport::message::{Notice, PtySize, SessionPlan, Token};
 use crate::transport::pipe::{Limit, Merged, Pipe};
-use crate::transport::Handle;
+use crate::transport::{Handle, WeakHandle};
 
 /// What happens to a running remote command when its [`Child`](crate::Child) and all streams of it are dropped.
 ///
@@ -44,7 +44,13 @@ pub(crate) struct Channel {
 
 impl Channel {
     /// Opens a channel and waits until what it is for has started.
-    pub fn start(handle: &Handle, plan: Plan, limit: Limit, start: &Limit, on_drop: OnDrop) -> Result<Arc<Channel>> {
+    pub fn start(
+        handle: &Handle,
+        plan: SessionPlan,
+        limit: Limit,
+        start: &Limit,
+        on_drop: OnDrop,
+    ) -> Result<Arc<Channel>> {
         let (token, pipe) = handle.start(plan);
         let channel = Arc::new(Channel {
             handle: handle.clone(),
@@ -398,18 +404,18 @@ impl Drop for ChildStdin {
     }
 }
 
-/// Acts on a running channel from any thread, while others wait on it. Cheap to clone; it does not keep the channel
-/// open.
+/// Acts on a running channel from any thread, while others wait on it. Cheap to clone; it keeps neither the channel nor
+/// the connection open.
 #[derive(Debug, Clone)]
 pub struct Control {
-    handle: Handle,
+    handle: WeakHandle,
     token: Token,
     pipe: Arc<Pipe>,
 }
 
 impl Control {
     pub(crate) fn new(channel: &Channel) -> Control {
-        Control { handle: channel.handle.clone(), token: channel.token, pipe: Arc::clone(&channel.pipe) }
+        Control { handle: channel.handle.downgrade(), token: channel.token, pipe: Arc::clone(&channel.pipe) }
     }
 
     /// Ends every wait on this channel, now and later, with [`Error::Cancelled`], and closes the channel.

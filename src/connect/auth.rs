@@ -48,7 +48,18 @@ pub(crate) fn authenticate(
     deadline: Deadline,
 ) -> Result<()> {
     let user_c = CString::new(user).map_err(|_| Error::invalid("the user name has a NUL in it"))?;
-    let mut attempts = Attempts { packets, user, user_c, deadline, list: Vec::new(), tried_keys: HashSet::new() };
+    let mut attempts = Attempts {
+        packets,
+        user,
+        user_c,
+        deadline,
+        list: Vec::new(),
+        tried_files: HashSet::new(),
+        tried_keys: HashSet::new(),
+    };
+    if attempts.named_key(credentials).map_err(|f| attempts.explain(f, host))? {
+        return Ok(());
+    }
     let mut tried = HashSet::new();
     loop {
         let Some(accepted) = attempts.accepted_methods().map_err(|f| attempts.explain(f, host))? else {
@@ -75,6 +86,7 @@ struct Attempts<'p> {
     user_c: CString,
     deadline: Deadline,
     list: Vec<AuthAttempt>,
+    tried_files: HashSet<PathBuf>,
     tried_keys: HashSet<Vec<u8>>,
 }
 
@@ -91,6 +103,14 @@ impl Attempts<'_> {
         }))
     }
 
+    /// A key that the caller named is tried without asking first what the server accepts: a round trip less.
+    fn named_key(&mut self, credentials: &Credentials) -> Outcome {
+        match credentials.identities.first() {
+            Some(path) if !credentials.default_identities => self.key_file(path, credentials),
+            _ => Ok(false),
+        }
+    }
+
     fn public_keys(&mut self, credentials: &Credentials) -> Outcome {
         for path in &credentials.identities {
             if self.key_file(path, credentials)? {
@@ -104,6 +124,9 @@ impl Attempts<'_> {
     }
 
     fn key_file(&mut self, path: &Path, credentials: &Credentials) -> Outcome {
+        if !self.tried_files.insert(path.to_owned()) {
+            return Ok(false);
+        }
         let shown = path.display().to_string();
         let file = match key_file::read(path) {
             Ok(file) => file,
