@@ -1,4 +1,4 @@
-//! All that crosses between user threads and the transport thread: requests one way, a [`Pipe`](super::pipe::Pipe)
+//! All that crosses between user threads and the transport thread: requests one way, a [`Pipe`]
 //! per channel for bytes and endings both ways.
 
 use std::sync::Arc;
