@@ -85,6 +85,11 @@ impl Drop for Killed {
     }
 }
 
+/// A server whose login shell is sh, whoever runs the tests: the examples' commands are sh's.
+fn server() -> Sshd {
+    Sshd::builder().login_shell("/bin/sh").start().unwrap()
+}
+
 /// What a program printed to its stdout.
 #[track_caller]
 fn stdout_of(command: &mut Command) -> String {
@@ -96,7 +101,7 @@ fn stdout_of(command: &mut Command) -> String {
 
 #[test]
 fn shell_prints_what_a_terminal_shows() {
-    let server = Sshd::start().unwrap();
+    let server = server();
     let shown = stdout_of(&mut example("shell", &server));
     // Once as it was typed, once as the command's output.
     assert!(shown.matches("Hello, world\r\n").count() >= 2, "{shown:?}");
@@ -105,7 +110,7 @@ fn shell_prints_what_a_terminal_shows() {
 
 #[test]
 fn exec_prints_the_output_of_each_command_in_turn() {
-    let server = Sshd::start().unwrap();
+    let server = server();
     let printed = stdout_of(&mut example("exec", &server));
     let lines: Vec<_> = printed.lines().collect();
     let uname = String::from_utf8(Command::new("uname").output().unwrap().stdout).unwrap();
@@ -115,7 +120,7 @@ fn exec_prints_the_output_of_each_command_in_turn() {
 
 #[test]
 fn threads_prints_each_line_when_it_is_written() {
-    let server = Sshd::start().unwrap();
+    let server = server();
     let lines = lines_of(&mut example("threads", &server));
     let texts: Vec<_> = lines.iter().map(|line| line.text.as_str()).collect();
     assert_eq!(lines.len(), 6, "{texts:?}");
@@ -128,7 +133,7 @@ fn threads_prints_each_line_when_it_is_written() {
 
 #[test]
 fn subprocess_like_has_arguments_streams_and_a_status() {
-    let server = Sshd::start().unwrap();
+    let server = server();
     assert_eq!(
         stdout_of(&mut example("subprocess_like", &server)),
         "<it's $HOME>\n<*>\n<>\n\
@@ -141,7 +146,7 @@ fn subprocess_like_has_arguments_streams_and_a_status() {
 
 #[test]
 fn allow_anything_talks_to_a_host_that_is_not_known_and_exec_does_not() {
-    let server = Sshd::start().unwrap();
+    let server = server();
     let mut strict = example("exec", &server);
     let mut lenient = example("allow_anything", &server);
     fs::write(server.dir().join("home/.ssh/known_hosts"), "").unwrap();
@@ -160,7 +165,7 @@ fn allow_anything_talks_to_a_host_that_is_not_known_and_exec_does_not() {
 
 #[test]
 fn allow_anything_does_not_talk_to_a_host_whose_key_has_changed() {
-    let server = Sshd::start().unwrap();
+    let server = server();
     let other = Sshd::start().unwrap();
     let mut lenient = example("allow_anything", &server);
     let line = format!("[{}]:{} {}\n", server.host(), server.port(), other.host_keys()[0]);
@@ -197,7 +202,7 @@ fn fed(server: &Sshd, command: &str, input: Vec<u8>) -> (Vec<u8>, String, bool) 
 
 #[test]
 fn feed_stdin_streams_both_ways_at_once() {
-    let server = Sshd::start().unwrap();
+    let server = server();
     // More than pipes, windows and queues hold together: it comes back only if output is read while input is fed.
     let mut input = Vec::new();
     crate::util::noise(7, 24 << 20).read_to_end(&mut input).unwrap();
@@ -209,7 +214,7 @@ fn feed_stdin_streams_both_ways_at_once() {
 
 #[test]
 fn feed_stdin_ends_when_the_command_has_read_enough() {
-    let server = Sshd::start().unwrap();
+    let server = server();
     let (printed, said, success) = fed(&server, "head -n 1", b"first\nsecond\n".repeat(2 << 20));
     assert_eq!(String::from_utf8_lossy(&printed), "first\n");
     assert!(success, "{said}");
@@ -218,7 +223,7 @@ fn feed_stdin_ends_when_the_command_has_read_enough() {
 
 #[test]
 fn feed_stdin_passes_a_failure_on() {
-    let server = Sshd::start().unwrap();
+    let server = server();
     let (_, said, success) = fed(&server, "cat >/dev/null; exit 7", b"x".to_vec());
     assert!(!success);
     assert_eq!(said, "fed 1 bytes\nexit status 7\n");
@@ -226,7 +231,7 @@ fn feed_stdin_passes_a_failure_on() {
 
 #[test]
 fn many_threads_prints_whole_lines_of_all_commands_while_they_run() {
-    let server = Sshd::start().unwrap();
+    let server = server();
     let gate = server.dir().join("gate");
     let gate = gate.to_str().unwrap();
     // Neither command ends unless both run at once: each waits for what the other does after its first line.

@@ -105,7 +105,7 @@ fn on_the_terminal(lines: &[Printed]) -> Vec<String> {
 
 #[test]
 fn the_exec_program_prints_the_same() {
-    let server = Sshd::start().unwrap();
+    let server = Sshd::builder().login_shell("/bin/sh").start().unwrap();
     let theirs = lines_of(&mut python("exec", &server));
     let ours = lines_of(&mut example("exec", &server));
     assert_eq!(ours.len(), 3);
