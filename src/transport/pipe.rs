@@ -6,7 +6,7 @@
 //! lock is held for moving buffers only, never across a wait or a system call.
 //!
 //! Credits: what arrived and was not consumed is counted here; the transport grants the peer what
-//! [`State::allowance`] says. So a reader that stops holds back its own channel and nobody else's.
+//! [`Credit`] says. So a reader that stops holds back its own channel and nobody else's.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -515,8 +515,7 @@ impl Limit {
     }
 }
 
-/// The user's side. `poke` posts a request to the transport: [`Request::Consumed`] or [`Request::Wrote`]
-/// (see [`super::message::Request`]).
+/// The user's side. `poke` posts a [`Request`](super::message::Request) to the transport: `Consumed` or `Wrote`.
 impl Pipe {
     /// Waits until the channel runs or failed.
     pub fn wait_started(&self, limit: &Limit) -> Result<()> {
