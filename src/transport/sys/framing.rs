@@ -209,10 +209,11 @@ unsafe extern "C" fn on_crypt(
     let Some(Some((_, crypt))) = ORIGINAL.get() else { return ERROR_DECRYPT };
     // SAFETY: libssh2's own arguments, for the function that stood here before.
     let rc = unsafe { crypt(session, sequence, block, len, context, firstlast) };
-    if rc != 0 || firstlast & FIRST_BLOCK == 0 || len < LENGTH {
+    let tap = ACTIVE.get();
+    if rc != 0 || firstlast & FIRST_BLOCK == 0 || len < LENGTH || tap.is_null() {
         return rc;
     }
-    in_callback(ACTIVE.get(), ERROR_DECRYPT, |state| match state.framing {
+    in_callback(tap, ERROR_DECRYPT, |state| match state.framing {
         Some(framing) if framing.context == context as usize => {
             let at = if framing.length == LengthField::Before { block.wrapping_sub(LENGTH) } else { block };
             // SAFETY: the block has at least four bytes; with encrypt-then-MAC libssh2 keeps the length right before
