@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Error, Phase, Result, Stream};
 use crate::exit_status::ExitStatus;
-use crate::kill;
+use crate::kill::{self, KillOutcome};
 use crate::transport::chunk::ByteQueue;
 use crate::transport::message::{Notice, Plan, PtySize, Token};
 use crate::transport::pipe::{Limit, Merged, Pipe};
@@ -405,11 +405,17 @@ pub struct Control {
     handle: Handle,
     token: Token,
     pipe: Arc<Pipe>,
+    process_group: Option<u32>,
 }
 
 impl Control {
     pub(crate) fn new(channel: &Channel) -> Control {
-        Control { handle: channel.handle.clone(), token: channel.token, pipe: Arc::clone(&channel.pipe) }
+        Control {
+            handle: channel.handle.clone(),
+            token: channel.token,
+            pipe: Arc::clone(&channel.pipe),
+            process_group: channel.process_group.get().copied(),
+        }
     }
 
     /// Ends every wait on this channel, now and later, with [`Error::Cancelled`], and closes the channel.
@@ -426,6 +432,27 @@ impl Control {
     /// Sends a signal by name without "SIG", e.g. `TERM` (RFC 4254 §6.9). The server may ignore it, and does not say.
     pub fn signal(&self, name: &str) {
         self.handle.tell(self.token, Notice::Signal(name.to_owned()));
+    }
+
+    /// As [`Child::kill_after`](crate::Child::kill_after), while others read what the command still prints and wait for
+    /// its end. Blocks for at most `grace` and a few seconds.
+    ///
+    /// # Errors
+    ///
+    /// As [`Child::kill`](crate::Child::kill).
+    pub fn kill_after(&self, grace: Duration) -> Result<KillOutcome> {
+        match self.process_group {
+            Some(group) => kill::group(&self.handle, group, grace),
+            None => {
+                self.signal("KILL");
+                Ok(KillOutcome::Unknown)
+            }
+        }
+    }
+
+    /// Tells a command on a pseudo-terminal the terminal's new size (RFC 4254 §6.7). Does not wait.
+    pub fn resize(&self, size: PtySize) {
+        self.handle.tell(self.token, Notice::Resize(size));
     }
 
     /// How the command ended, once the server has said so; without waiting.

@@ -1,6 +1,6 @@
 //! Everything before a connection is up, straight-line and under one deadline.
 
-mod agent;
+pub(crate) mod agent;
 pub(crate) mod auth;
 pub(crate) mod handshake;
 pub(crate) mod host_key;

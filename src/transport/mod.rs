@@ -40,7 +40,7 @@ use packet::Packets;
 use pipe::{Pipe, Shared};
 use wake::Wake;
 
-pub(crate) use sys::EAGAIN;
+pub(crate) use sys::{check_seam, versions, EAGAIN};
 
 /// How a connection behaves once it is up.
 #[derive(Debug, Clone)]

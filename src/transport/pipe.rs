@@ -223,7 +223,11 @@ impl Pipe {
 impl Pipe {
     /// The channel is open and what it is for has started.
     pub fn started(&self) {
-        self.lock().stage = Stage::Running;
+        let mut state = self.lock();
+        state.stage = Stage::Running;
+        // The wait for a free session was nobody's silence.
+        state.last_output = Instant::now();
+        drop(state);
         self.news.notify_all();
     }
 

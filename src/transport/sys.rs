@@ -102,6 +102,9 @@ unsafe extern "C" {
     ) -> Option<GenericCallback>;
     fn libssh2_session_set_read_timeout(session: *mut LIBSSH2_SESSION, seconds: c_long);
     fn libssh2_session_set_last_error(session: *mut LIBSSH2_SESSION, code: c_int, message: *const c_char) -> c_int;
+    fn libssh2_version(required: c_int) -> *const c_char;
+    /// libcrypto's, which the bundled libssh2 is linked with on every Unix.
+    fn OpenSSL_version(kind: c_int) -> *const c_char;
     fn libssh2_userauth_publickey(
         session: *mut LIBSSH2_SESSION,
         username: *const c_char,
@@ -110,6 +113,25 @@ unsafe extern "C" {
         sign: SignFn,
         context: *mut *mut c_void,
     ) -> c_int;
+}
+
+/// The versions of libssh2 and of OpenSSL that this process runs with, as they say it.
+pub(crate) fn versions() -> (String, String) {
+    // SAFETY: both return a static NUL-terminated text for 0 (OPENSSL_VERSION), or null.
+    let texts = unsafe { [libssh2_version(0), OpenSSL_version(0)] };
+    let [libssh2, openssl] = texts.map(|text| match NonNull::new(text.cast_mut()) {
+        // SAFETY: see above.
+        Some(text) => unsafe { CStr::from_ptr(text.as_ptr()) }.to_string_lossy().into_owned(),
+        None => "unknown".to_owned(),
+    });
+    (libssh2, openssl)
+}
+
+/// Puts our method into libssh2's table as a connection does, or says why that is impossible.
+pub(crate) fn check_seam() -> Result<(), String> {
+    let session = Session::new().map_err(|e| format!("libssh2 cannot make a session: {}", e.message()))?;
+    let raw = NonNull::from(&mut *session.raw());
+    install_method(raw)
 }
 
 /// Our method in the place of libssh2's "none".
