@@ -90,10 +90,10 @@ impl Running {
         }
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
         let control = child.control();
-        // When nobody reads what it prints the command is hung up, as by ssh.
+        // When its output cannot be written the command is hung up, as by ssh.
         let hang_up = control.clone();
         let stdout = start("tl:stdout", move || match stdout {
-            Some(from) => copy(from, rustix::stdio::stdout()).inspect_err(|_| hang_up.close()),
+            Some(from) => copy(from, rustix::stdio::stdout()).inspect_err(|e| e.hang_up(&hang_up)),
             None => Ok(()),
         });
         let stderr = start("tl:stderr", move || match stderr {
@@ -162,6 +162,15 @@ pub(super) fn send_stdin(mut to: ChildStdin) -> io::Result<()> {
 enum Copying {
     Ours(io::Error),
     Remote(Error),
+}
+
+impl Copying {
+    /// When our side is the reason.
+    fn hang_up(&self, control: &Control) {
+        if let Copying::Ours(_) = self {
+            control.close();
+        }
+    }
 }
 
 fn copy(mut from: impl BufRead, to: impl std::os::fd::AsFd) -> Result<(), Copying> {
