@@ -8,9 +8,9 @@ use crate::error::{Error, Phase, Result, Stream};
 use crate::exit_status::ExitStatus;
 use crate::kill::{self, KillOutcome};
 use crate::transport::chunk::ByteQueue;
-use crate::transport::message::{Notice, Plan, PtySize, Token};
+use crate::transport::message::{Notice, PtySize, SessionPlan, Token};
 use crate::transport::pipe::{Limit, Merged, Pipe};
-use crate::transport::Handle;
+use crate::transport::{Handle, WeakHandle};
 
 /// What happens to a running remote command when its [`Child`](crate::Child) and all streams of it are dropped.
 ///
@@ -44,7 +44,13 @@ pub(crate) struct Channel {
 
 impl Channel {
     /// Opens a channel and waits until what it is for has started.
-    pub fn start(handle: &Handle, plan: Plan, limit: Limit, start: &Limit, on_drop: OnDrop) -> Result<Arc<Channel>> {
+    pub fn start(
+        handle: &Handle,
+        plan: SessionPlan,
+        limit: Limit,
+        start: &Limit,
+        on_drop: OnDrop,
+    ) -> Result<Arc<Channel>> {
         let (token, pipe) = handle.start(plan);
         let channel = Arc::new(Channel {
             handle: handle.clone(),
@@ -398,11 +404,11 @@ impl Drop for ChildStdin {
     }
 }
 
-/// Acts on a running channel from any thread, while others wait on it. Cheap to clone; it does not keep the channel
-/// open.
+/// Acts on a running channel from any thread, while others wait on it. Cheap to clone; it keeps neither the channel nor
+/// the connection open.
 #[derive(Debug, Clone)]
 pub struct Control {
-    handle: Handle,
+    handle: WeakHandle,
     token: Token,
     pipe: Arc<Pipe>,
     process_group: Option<u32>,
@@ -411,7 +417,7 @@ pub struct Control {
 impl Control {
     pub(crate) fn new(channel: &Channel) -> Control {
         Control {
-            handle: channel.handle.clone(),
+            handle: channel.handle.downgrade(),
             token: channel.token,
             pipe: Arc::clone(&channel.pipe),
             process_group: channel.process_group.get().copied(),
@@ -434,6 +440,11 @@ impl Control {
         self.handle.tell(self.token, Notice::Signal(name.to_owned()));
     }
 
+    /// Tells the remote side the terminal's new size (RFC 4254 §6.7). Does not wait.
+    pub fn resize(&self, size: PtySize) {
+        self.handle.tell(self.token, Notice::Resize(size));
+    }
+
     /// As [`Child::kill_after`](crate::Child::kill_after), while others read what the command still prints and wait for
     /// its end. Blocks for at most `grace` and a few seconds.
     ///
@@ -442,17 +453,12 @@ impl Control {
     /// As [`Child::kill`](crate::Child::kill).
     pub fn kill_after(&self, grace: Duration) -> Result<KillOutcome> {
         match self.process_group {
-            Some(group) => kill::group(&self.handle, group, grace),
+            Some(group) => kill::group(&self.handle.upgrade().ok_or(Error::Closed)?, group, grace),
             None => {
                 self.signal("KILL");
                 Ok(KillOutcome::Unknown)
             }
         }
-    }
-
-    /// Tells a command on a pseudo-terminal the terminal's new size (RFC 4254 §6.7). Does not wait.
-    pub fn resize(&self, size: PtySize) {
-        self.handle.tell(self.token, Notice::Resize(size));
     }
 
     /// How the command ended, once the server has said so; without waiting.

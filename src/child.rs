@@ -404,8 +404,12 @@ impl ChunkSource for Child {
         if self.merged.is_none() {
             drop(self.stdin.take());
             let (stdout, stderr) = (self.stdout.take(), self.stderr.take());
-            stdout.map(ChildStdout::hand_over);
-            stderr.map(ChildStderr::hand_over);
+            if let Some(stdout) = stdout {
+                stdout.hand_over();
+            }
+            if let Some(stderr) = stderr {
+                stderr.hand_over();
+            }
             self.merged = Some(MergedReader::new(Arc::clone(&self.channel)));
         }
         let Some(merged) = self.merged.as_mut() else { return Ok(None) };

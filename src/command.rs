@@ -11,7 +11,7 @@ use crate::exit_status::ExitStatus;
 use crate::kill;
 use crate::quote;
 use crate::shell::Pty;
-use crate::transport::message::{AtLimit, Plan, Run, SessionPlan};
+use crate::transport::message::{AtLimit, Run, SessionPlan};
 use crate::transport::pipe::Limit;
 
 /// A command's text and environment must fit into one SSH packet.
@@ -330,7 +330,7 @@ impl Command {
         Ok(())
     }
 
-    fn plan(&self) -> Result<Plan> {
+    fn plan(&self) -> Result<SessionPlan> {
         let run = match &self.text {
             Text::Subsystem(name) if name.contains('\0') => {
                 return Err(Error::invalid("a subsystem's name has no NUL, and a subsystem takes no arguments"));
@@ -348,14 +348,14 @@ impl Command {
             ExitPolicy::Closed => None,
             ExitPolicy::AfterStatus(grace) => Some(grace),
         };
-        Ok(Plan::Session(SessionPlan {
+        Ok(SessionPlan {
             env: self.env.clone(),
             pty: self.pty.as_ref().map(Pty::request),
             run,
             grace,
             at_limit: self.at_limit,
             urgent: false,
-        }))
+        })
     }
 
     /// What the login shell gets to read.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::channel::{Channel, OnDrop};
 use crate::error::{Result, Stream};
 use crate::quote;
-use crate::transport::message::{AtLimit, Plan, Run, SessionPlan};
+use crate::transport::message::{AtLimit, Run, SessionPlan};
 use crate::transport::pipe::Limit;
 use crate::transport::Handle;
 
@@ -82,16 +82,16 @@ echo gone"#
     )
 }
 
-fn plan(group: u32, grace: Duration) -> Plan {
+fn plan(group: u32, grace: Duration) -> SessionPlan {
     let command = quote::words(&["/bin/sh", "-c", &script(group, grace)]);
-    Plan::Session(SessionPlan {
+    SessionPlan {
         env: Vec::new(),
         pty: None,
         run: Run::Exec(command),
         grace: None,
         at_limit: AtLimit::Wait,
         urgent: true,
-    })
+    }
 }
 
 /// Ends the group and reports; blocks for at most the grace and a few seconds.

@@ -75,11 +75,6 @@ impl LineBuffer {
         }
     }
 
-    /// True while the current line's beginning has been handed on and its end has not arrived.
-    pub(crate) fn is_inside_long_line(&self) -> bool {
-        self.inside_long_line
-    }
-
     fn hand_on(&mut self, bytes: &[u8], tail: Tail, lines: &mut Lines) {
         if lines.is_empty() {
             lines.begins_inside = self.inside_long_line;
@@ -158,6 +153,12 @@ impl Lines {
             starts: !self.begins_inside,
             tail: self.tail,
         }
+    }
+
+    /// Adds the lines that follow these in the same stream.
+    pub(crate) fn append(&mut self, next: &Lines) {
+        self.bytes.extend_from_slice(&next.bytes);
+        self.tail = next.tail;
     }
 
     /// Forgets the lines and keeps the memory.

@@ -38,7 +38,7 @@ pub use reader::{ChunkSource, FromReader, Stopper};
 
 /// Batches that all readers together may be ahead of the printer, unless set otherwise.
 ///
-/// With a batch's size (32 KiB, rarely up to 128) this bounds the bytes too: 32 MiB when a thousand sources flood a
+/// With a batch's size (32 KiB, rarely up to 96) this bounds the bytes too: 32 MiB when a thousand sources flood a
 /// stopped output. A single source never gets that far, see [`BATCHES_PER_SOURCE`].
 pub const DEFAULT_QUEUE: usize = 1024;
 
@@ -63,7 +63,8 @@ pub const DEFAULT_PATIENCE: Duration = Duration::from_secs(2);
 /// output belongs to it, and what others send is set aside, in bounded memory ([`BATCHES_PER_SOURCE`]). If its next
 /// piece lets others wait longer than the [patience](PrinterBuilder::patience), it is interrupted: its row is ended,
 /// the others are printed, and its rest follows on a row of its own, marked `web1:~ rest`. That happens to a line that
-/// does not go on, and to one whose source says much on its other stream meanwhile: no bounded memory could hold it.
+/// does not go on, and to one whose source says much (100 KiB) on its other stream meanwhile, which no bounded memory
+/// could hold.
 ///
 /// Dropping the printer does not block and ends nothing: what is followed is printed to its end in the background.
 /// Use [`join`](Printer::join) to wait for that.
@@ -479,6 +480,16 @@ enum Message {
     Ended(Ended),
 }
 
+impl Message {
+    /// Of which source it speaks.
+    fn number(&self) -> usize {
+        match self {
+            Message::Lines(batch) => batch.number(),
+            Message::Ended(ended) => ended.number,
+        }
+    }
+}
+
 /// Nothing is ever sent; that the sender is dropped is the message.
 enum Never {}
 
@@ -585,8 +596,12 @@ impl<S: Sink> Press<S> {
     }
 
     fn take(&mut self, message: Message) -> io::Result<()> {
-        self.aside.push_back(message);
-        self.deliver()?;
+        if self.has_to_wait(&message) {
+            self.set_aside(message);
+        } else {
+            self.print(message)?;
+            self.deliver()?;
+        }
         // needed beside the wait in `next`: the queue may never be empty
         if self.deadline().is_some_and(|deadline| deadline <= Instant::now()) {
             self.interrupt_open_line()?;
@@ -594,7 +609,23 @@ impl<S: Sink> Press<S> {
         Ok(())
     }
 
-    /// Delivers, in order of arrival, all that need not wait.
+    /// Few lines join what the source has waiting already. Each as a batch of its own would soon have all of a source's
+    /// batches set aside, and, if the long line is on its other stream, none left for that to go on with.
+    fn set_aside(&mut self, message: Message) {
+        if let Message::Lines(batch) = &message {
+            let of_the_source = |waiting: &&mut Message| waiting.number() == batch.number();
+            if let Some(Message::Lines(last)) = self.aside.iter_mut().rev().find(of_the_source) {
+                if last.stream == batch.stream && last.lines.len() + batch.lines.len() <= reader::BATCH {
+                    last.lines.append(&batch.lines);
+                    last.arrived = batch.arrived;
+                    return;
+                }
+            }
+        }
+        self.aside.push_back(message);
+    }
+
+    /// Delivers, in order of arrival, what was set aside and need not wait any more.
     fn deliver(&mut self) -> io::Result<()> {
         let mut at = 0;
         while at < self.aside.len() {

@@ -8,7 +8,7 @@ use crate::channel::{Channel, ChildStdin, ChildStdout, Control, OnDrop};
 use crate::client::Client;
 use crate::error::{Error, Result, Stream};
 use crate::exit_status::ExitStatus;
-use crate::transport::message::{self, Plan, PtySize, Run, SessionPlan};
+use crate::transport::message::{self, PtySize, Run, SessionPlan};
 use crate::transport::pipe::Limit;
 
 /// A pseudo-terminal to ask the server for (RFC 4254 §6.2): type, size and modes.
@@ -208,14 +208,14 @@ impl Client {
         if pty.term.len() > 1024 {
             return Err(Error::invalid("a terminal type of more than a kilobyte is none"));
         }
-        let plan = Plan::Session(SessionPlan {
+        let plan = SessionPlan {
             env: Vec::new(),
             pty: Some(pty.request()),
             run: Run::Shell,
             grace: None,
             at_limit: self.at_limit(),
             urgent: false,
-        });
+        };
         let channel = Channel::start(self.handle(), plan, Limit::none(), &Limit::none(), OnDrop::HangUp)?;
         channel.drop_stream(Stream::Stderr);
         Ok(Shell {

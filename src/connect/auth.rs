@@ -48,7 +48,18 @@ pub(crate) fn authenticate(
     deadline: Deadline,
 ) -> Result<AuthAttempt> {
     let user_c = CString::new(user).map_err(|_| Error::invalid("the user name has a NUL in it"))?;
-    let mut attempts = Attempts { packets, user, user_c, deadline, list: Vec::new(), tried_keys: HashSet::new() };
+    let mut attempts = Attempts {
+        packets,
+        user,
+        user_c,
+        deadline,
+        list: Vec::new(),
+        tried_files: HashSet::new(),
+        tried_keys: HashSet::new(),
+    };
+    if let Some(accepted) = attempts.named_key(credentials).map_err(|f| attempts.explain(f, host))? {
+        return Ok(accepted);
+    }
     let mut tried = HashSet::new();
     loop {
         let Some(accepted) = attempts.accepted_methods().map_err(|f| attempts.explain(f, host))? else {
@@ -64,7 +75,6 @@ pub(crate) fn authenticate(
             _ => attempts.password(credentials),
         };
         if let Some(accepted) = done.map_err(|f| attempts.explain(f, host))? {
-            log::debug!("{} with {}: {ACCEPTED}", accepted.method, escape(&accepted.with));
             return Ok(accepted);
         }
     }
@@ -79,6 +89,7 @@ struct Attempts<'p> {
     user_c: CString,
     deadline: Deadline,
     list: Vec<AuthAttempt>,
+    tried_files: HashSet<PathBuf>,
     tried_keys: HashSet<Vec<u8>>,
 }
 
@@ -96,6 +107,14 @@ impl Attempts<'_> {
         }))
     }
 
+    /// A key that the caller named is tried without asking first what the server accepts: a round trip less.
+    fn named_key(&mut self, credentials: &Credentials) -> Outcome {
+        match credentials.identities.first() {
+            Some(path) if !credentials.default_identities => self.key_file(path, credentials),
+            _ => Ok(None),
+        }
+    }
+
     fn public_keys(&mut self, credentials: &Credentials) -> Outcome {
         for path in &credentials.identities {
             if let Some(accepted) = self.key_file(path, credentials)? {
@@ -109,6 +128,9 @@ impl Attempts<'_> {
     }
 
     fn key_file(&mut self, path: &Path, credentials: &Credentials) -> Outcome {
+        if !self.tried_files.insert(path.to_owned()) {
+            return Ok(None);
+        }
         let shown = path.display().to_string();
         let file = match key_file::read(path) {
             Ok(file) => file,

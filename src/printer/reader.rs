@@ -17,8 +17,8 @@ use crate::{Error, LineBuffer, Lines, Result, Stream};
 /// A source may hand out larger chunks; the memory bound of the queue must not depend on that.
 pub(super) const BATCH: usize = 32 * 1024;
 
-/// Makes a source's blocked [`next_chunk`](ChunkSource::next_chunk) or [`ending`](ChunkSource::ending) return soon. Called at most once, from any thread,
-/// and possibly after the source has ended.
+/// Makes a source's blocked [`next_chunk`](ChunkSource::next_chunk) or [`ending`](ChunkSource::ending) return soon.
+/// Called at most once, from any thread, and possibly after the source has ended.
 pub type Stopper = Box<dyn FnOnce() + Send>;
 
 /// Where a [`Printer`](super::Printer)'s reader thread gets its bytes from.
@@ -95,8 +95,8 @@ pub(super) struct Reader {
     /// Disconnects when the printer thread ends.
     printing: Receiver<Never>,
     unfinished: [LineBuffer; 2],
-    /// For each stream the batch that is being filled.
-    blocks: [Option<Lines>; 2],
+    /// The batch that is being filled.
+    block: Option<Lines>,
     /// Blocks that are not under way. Waiting for one is what holds a fast source back.
     free: Receiver<Lines>,
     home: Sender<Lines>,
@@ -109,7 +109,7 @@ impl Reader {
             // fits: that is its size; the memory comes with the first lines
             let _ = home.try_send(Lines::new());
         }
-        Reader { source, queue, printing, unfinished: Default::default(), blocks: Default::default(), free, home }
+        Reader { source, queue, printing, unfinished: Default::default(), block: None, free, home }
     }
 
     /// The thread: reads to the end, whichever kind of end that is, and tells the printer.
@@ -151,23 +151,23 @@ impl Reader {
     }
 
     fn push(&mut self, stream: Stream, part: &[u8], arrived: Instant) -> Result<(), OutputClosed> {
-        let mut lines = self.block(stream)?;
+        let mut lines = self.block()?;
         self.unfinished[stream.index()].push(part, &mut lines);
-        self.send_or_keep(stream, lines, arrived)
+        self.send(stream, lines, arrived)
     }
 
     /// Sends what is left of both streams.
     fn finish(&mut self) -> Result<(), OutputClosed> {
         for stream in [Stream::Stdout, Stream::Stderr] {
-            let mut lines = self.block(stream)?;
+            let mut lines = self.block()?;
             self.unfinished[stream.index()].finish(&mut lines);
-            self.send_or_keep(stream, lines, Instant::now())?;
+            self.send(stream, lines, Instant::now())?;
         }
         Ok(())
     }
 
-    fn block(&mut self, stream: Stream) -> Result<Lines, OutputClosed> {
-        match self.blocks[stream.index()].take() {
+    fn block(&mut self) -> Result<Lines, OutputClosed> {
+        match self.block.take() {
             Some(block) => Ok(block),
             // What is in the queue when the printer ends stays there while we hold its sender: without `printing`
             // a reader whose blocks are all under way would wait for ever.
@@ -178,27 +178,11 @@ impl Reader {
         }
     }
 
-    fn send_or_keep(&mut self, stream: Stream, lines: Lines, arrived: Instant) -> Result<(), OutputClosed> {
-        if lines.is_empty() || self.would_be_set_aside(stream, &lines) {
-            self.blocks[stream.index()] = Some(lines);
+    fn send(&mut self, stream: Stream, lines: Lines, arrived: Instant) -> Result<(), OutputClosed> {
+        if lines.is_empty() {
+            self.block = Some(lines);
             return Ok(());
         }
-        self.send(stream, lines, arrived)?;
-        // a long line of this stream may have ended, which the other one's lines were kept for
-        let kept = self.blocks[stream.other().index()].take_if(|lines| !lines.is_empty());
-        match kept {
-            Some(lines) => self.send_or_keep(stream.other(), lines, arrived),
-            None => Ok(()),
-        }
-    }
-
-    /// While a long line of one stream has the output, few lines of the other are gathered here. Each as a batch of
-    /// its own would soon have the source's batches all set aside, and none left for the long line to go on with.
-    fn would_be_set_aside(&self, stream: Stream, lines: &Lines) -> bool {
-        self.unfinished[stream.other().index()].is_inside_long_line() && lines.len() < BATCH
-    }
-
-    fn send(&self, stream: Stream, lines: Lines, arrived: Instant) -> Result<(), OutputClosed> {
         let batch = Batch { source: Arc::clone(&self.source), stream, lines, arrived, home: self.home.clone() };
         self.queue.send(Message::Lines(batch)).map_err(|_| OutputClosed)
     }

@@ -30,7 +30,7 @@ pub(crate) enum Request {
     /// Send a global request.
     Global { name: String, data: Vec<u8>, reply: Sender<Result<Vec<u8>, Error>> },
     /// Send all that is queued on every channel, say goodbye and end, not later than the deadline.
-    Finish { deadline: Instant, done: Sender<Result<(), Error>> },
+    Finish { deadline: Instant, limit: Duration, done: Sender<Result<(), Error>> },
     /// The last handle is gone: say goodbye and end.
     Abandon,
     /// Panic at the given place, for a test.
@@ -53,13 +53,13 @@ pub(crate) enum Notice {
 pub(crate) struct Start {
     pub token: Token,
     pub pipe: Arc<Pipe>,
-    pub plan: Plan,
+    pub plan: SessionPlan,
     /// The transport has taken it over.
     answered: bool,
 }
 
 impl Start {
-    pub fn new(token: Token, pipe: Arc<Pipe>, plan: Plan) -> Start {
+    pub fn new(token: Token, pipe: Arc<Pipe>, plan: SessionPlan) -> Start {
         Start { token, pipe, plan, answered: false }
     }
 
@@ -75,16 +75,6 @@ impl Drop for Start {
             self.pipe.abandoned_by_transport();
         }
     }
-}
-
-/// What a channel is for.
-#[derive(Debug, Clone)]
-pub(crate) enum Plan {
-    /// A session (RFC 4254 §6).
-    Session(SessionPlan),
-    /// Any other channel type, with its type-specific data.
-    #[cfg_attr(not(test), expect(dead_code, reason = "tunnels open these; the transport's tests do already"))]
-    Other { kind: String, data: Vec<u8> },
 }
 
 /// What a session channel is to run, and how.

@@ -23,8 +23,8 @@ pub(crate) mod socket;
 mod sys;
 pub(crate) mod wake;
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -35,12 +35,15 @@ use chunk::Pool;
 use event_loop::EventLoop;
 #[cfg(feature = "_faults")]
 use fault::Fault;
-use message::{Notice, Plan, Request, Start, Token};
+use message::{Notice, Request, SessionPlan, Start, Token};
 use packet::Packets;
 use pipe::{Pipe, Shared};
 use wake::Wake;
 
 pub(crate) use sys::{check_seam, versions, EAGAIN};
+
+/// The thread's stack; only what is used of it takes memory. Key exchanges run on it.
+const STACK: usize = 512 * 1024;
 
 /// How a connection behaves once it is up.
 #[derive(Debug, Clone)]
@@ -87,13 +90,14 @@ pub(crate) fn start(packets: Packets, pool: Pool, config: Config, name: &str) ->
         pool,
         unread: Arc::new(AtomicU64::new(0)),
         ended: Arc::new(OnceLock::new()),
+        withheld: Arc::new(AtomicBool::new(false)),
         unread_limit: config.unread_limit,
         report_step: u64::from(config.window / flow::STEPS).max(1),
     };
     let event_loop = EventLoop::new(packets, requests, Arc::clone(&wake), shared.clone(), config);
     let thread = std::thread::Builder::new()
         .name(format!("tl:{name}"))
-        .stack_size(256 * 1024)
+        .stack_size(STACK)
         .spawn(move || event_loop.run())
         .map_err(|e| Error::io("cannot start the transport thread", e))?;
     let inner = Inner {
@@ -107,9 +111,40 @@ pub(crate) fn start(packets: Packets, pool: Pool, config: Config, name: &str) ->
     Ok(Handle { inner: Arc::new(inner) })
 }
 
+/// A handle that does not keep the connection open.
+#[derive(Debug, Clone)]
+pub(crate) struct WeakHandle {
+    inner: Weak<Inner>,
+}
+
+impl WeakHandle {
+    /// The handle itself, if the connection still has one.
+    pub fn upgrade(&self) -> Option<Handle> {
+        Some(Handle { inner: self.inner.upgrade()? })
+    }
+
+    pub fn close(&self, token: Token) {
+        self.post(Request::Close(token));
+    }
+
+    pub fn tell(&self, token: Token, notice: Notice) {
+        self.post(Request::Tell(token, notice));
+    }
+
+    fn post(&self, request: Request) {
+        if let Some(inner) = self.inner.upgrade() {
+            inner.post(request);
+        }
+    }
+}
+
 impl Handle {
+    pub fn downgrade(&self) -> WeakHandle {
+        WeakHandle { inner: Arc::downgrade(&self.inner) }
+    }
+
     /// Opens a channel and starts what it is for, without waiting: the pipe tells how it went.
-    pub fn start(&self, plan: Plan) -> (Token, Arc<Pipe>) {
+    pub fn start(&self, plan: SessionPlan) -> (Token, Arc<Pipe>) {
         let token = self.inner.tokens.fetch_add(1, Ordering::Relaxed);
         let pipe = Arc::new(Pipe::new(self.inner.shared.clone()));
         self.inner.post(Request::Start(Start::new(token, Arc::clone(&pipe), plan)));
@@ -149,7 +184,7 @@ impl Handle {
     pub fn finish(&self, timeout: Duration) -> Result<()> {
         let deadline = Instant::now() + timeout;
         let (done, outcome) = bounded(1);
-        self.inner.post(Request::Finish { deadline, done });
+        self.inner.post(Request::Finish { deadline, limit: timeout, done });
         // The thread keeps the deadline; a little more is for its goodbye.
         let outcome = match outcome.recv_timeout(timeout + Duration::from_secs(5)) {
             Ok(outcome) => outcome,

@@ -42,6 +42,8 @@ pub(crate) struct Packets {
     raw: RawSession,
     /// When the running key exchange began, and how often keys had been taken into use before.
     exchange: Option<(Instant, u32)>,
+    /// The host key that was judged at the beginning: another one at a rekey is somebody else.
+    host_key: Option<Vec<u8>>,
     /// Since the last read that found nothing, something was sent or read.
     must_read: bool,
     dead: Option<Error>,
@@ -51,7 +53,7 @@ impl Packets {
     /// A session over the socket, before its handshake.
     pub fn new(socket: Socket, pool: Pool) -> Result<Packets, String> {
         let raw = RawSession::new(socket, pool)?;
-        Ok(Packets { raw, exchange: None, must_read: true, dead: None })
+        Ok(Packets { raw, exchange: None, host_key: None, must_read: true, dead: None })
     }
 
     /// Calls the `ssh2` crate, before the connection protocol begins.
@@ -71,6 +73,7 @@ impl Packets {
 
     /// Authentication is over: from here on the connection protocol's payloads come to us.
     pub fn begin_connection(&mut self) {
+        self.host_key = self.shown_host_key();
         self.raw.open_tap();
         self.socket(Socket::authenticated);
     }
@@ -224,12 +227,20 @@ impl Packets {
         self.check_exchange(inits);
     }
 
+    /// A copy: libssh2 frees its own at each exchange.
+    fn shown_host_key(&mut self) -> Option<Vec<u8>> {
+        self.raw.call(|s| s.host_key().map(|(blob, _)| blob.to_vec()))
+    }
+
     /// libssh2 swallows the failure of an exchange in some places; its last error tells.
     fn check_exchange(&mut self, inits: u32) {
         let Some((_, before)) = self.exchange else { return };
         if inits > before {
             log::debug!("new keys are in use");
             self.exchange = None;
+            if self.shown_host_key() != self.host_key {
+                self.die(Error::Protocol("the server showed another host key at a later key exchange".into()));
+            }
             return;
         }
         if let Some((code, text)) = self.raw.last_error() {

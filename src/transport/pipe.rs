@@ -9,7 +9,7 @@
 //! [`State::allowance`] says. So a reader that stops holds back its own channel and nobody else's.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -30,6 +30,8 @@ pub(crate) struct Shared {
     pub ended: Arc<OnceLock<Error>>,
     /// Unread bytes one channel may hold while somebody waits for its other stream.
     pub unread_limit: u64,
+    /// Something was not granted because of the memory limit: every read is to be reported.
+    pub withheld: Arc<AtomicBool>,
     /// Bytes read between two reports to the transport: an eighth of the window.
     pub report_step: u64,
 }
@@ -225,7 +227,7 @@ impl Pipe {
     pub fn started(&self) {
         let mut state = self.lock();
         state.stage = Stage::Running;
-        // The wait for a free session was nobody's silence.
+        // It could not say anything before.
         state.last_output = Instant::now();
         drop(state);
         self.news.notify_all();
@@ -243,7 +245,8 @@ impl Pipe {
 
     /// The request to start was dropped unanswered: the transport has ended.
     pub fn abandoned_by_transport(&self) {
-        let error = self.shared.ended.get().cloned().unwrap_or_else(|| Error::Internal("a request was dropped".into()));
+        // Without a reason: this is a fork of the process that has the connection, and there is no thread here.
+        let error = self.shared.ended.get().cloned().unwrap_or(Error::Closed);
         self.failed(error);
     }
 
@@ -461,6 +464,9 @@ impl State {
     }
 }
 
+/// Where in the bytes something stands, and what it means.
+pub(crate) type Found<T> = Option<(std::ops::Range<usize>, T)>;
+
 /// How long a user's call may wait.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Limit {
@@ -657,7 +663,8 @@ impl Pipe {
         inbound.consumed += n;
         self.shared.unread.fetch_sub(n, Ordering::Relaxed);
         state.unreported += n;
-        if state.unreported < self.shared.report_step {
+        let step = if self.shared.withheld.load(Ordering::Relaxed) { 1 } else { self.shared.report_step };
+        if state.unreported < step {
             return false;
         }
         state.unreported = 0;
@@ -680,7 +687,7 @@ impl Pipe {
         stream: Stream,
         within: usize,
         limit: &Limit,
-        find: &dyn Fn(&[u8]) -> Option<(std::ops::Range<usize>, T)>,
+        find: &dyn Fn(&[u8]) -> Found<T>,
     ) -> Result<Option<T>> {
         let mut state = self.lock();
         let own = stream.index();

@@ -15,8 +15,6 @@ use crate::connection::ChannelId;
 const MAX_SPARES: usize = 4;
 /// After this long without a command all spares but one are closed.
 const SPARES_IDLE: Duration = Duration::from_secs(30);
-/// Commands that begin within this time count as one burst.
-const BURST: Duration = Duration::from_millis(50);
 /// A limit that was met is believed for so long; then it is tried again.
 const LIMIT_BELIEVED: Duration = Duration::from_secs(30);
 
@@ -32,8 +30,7 @@ pub(crate) struct Sessions {
     given_up: bool,
     /// The server has closed one while it was spare.
     lost_one: bool,
-    /// The last command's start, and how many began in its burst.
-    last_start: Option<(Instant, usize)>,
+    last_start: Option<Instant>,
     /// Commands that wait for a session to end, oldest first.
     parked: VecDeque<Token>,
     /// How many sessions the server allowed when it last refused one.
@@ -54,19 +51,24 @@ impl Sessions {
         }
     }
 
-    /// A command begins: how many spares are wanted from now on.
-    pub fn command_begins(&mut self, now: Instant) {
-        let burst = match self.last_start {
-            Some((last, n)) if now.duration_since(last) <= BURST => n + 1,
-            _ => 1,
-        };
-        self.last_start = Some((now, burst));
-        self.target = self.target.max(burst.min(MAX_SPARES));
+    /// A command begins, as one of `at_once` that have not started yet: as many spares are wanted from now on.
+    pub fn command_begins(&mut self, at_once: usize, now: Instant) {
+        self.last_start = Some(now);
+        self.target = self.target.max(at_once.min(MAX_SPARES));
     }
 
     /// A spare to use now.
     pub fn take_spare(&mut self) -> Option<ChannelId> {
         self.spares.pop_front()
+    }
+
+    /// A spare that is on its way: waiting for it is shorter than asking for another.
+    pub fn take_opening(&mut self) -> Option<ChannelId> {
+        if self.opening.is_empty() {
+            None
+        } else {
+            Some(self.opening.remove(0))
+        }
     }
 
     /// How many spares are to be opened now.
@@ -120,7 +122,7 @@ impl Sessions {
 
     /// Spares that are no longer wanted, to be closed.
     pub fn surplus(&mut self, now: Instant) -> Vec<ChannelId> {
-        let idle = self.last_start.is_some_and(|(last, _)| now.duration_since(last) >= SPARES_IDLE);
+        let idle = self.last_start.is_some_and(|last| now.duration_since(last) >= SPARES_IDLE);
         if idle {
             self.target = self.target.min(1);
         }
@@ -131,7 +133,7 @@ impl Sessions {
 
     /// When [`surplus`](Sessions::surplus) is worth another look.
     pub fn next_review(&self) -> Option<Instant> {
-        let (last, _) = self.last_start?;
+        let last = self.last_start?;
         (self.spares.len() > 1).then(|| last + SPARES_IDLE)
     }
 

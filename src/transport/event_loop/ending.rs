@@ -1,0 +1,86 @@
+//! The end of a connection, wanted or not: whoever waits is told, and what can still go out does.
+
+use std::time::Instant;
+
+use super::super::wake;
+use super::entry::Stage;
+use super::{Ending, EventLoop, GlobalWaiter, GOODBYE};
+use crate::connection::ChannelId;
+use crate::error::{Error, Phase};
+
+impl EventLoop {
+    pub(super) fn is_over(&mut self, flushed: bool) -> bool {
+        match &self.ending {
+            Ending::No => false,
+            Ending::Now => !self.urgent_work(),
+            Ending::Finish { deadline, .. } => *deadline <= Instant::now() || self.all_sent(flushed),
+        }
+    }
+
+    /// Whether something must be started before we go: the end of a remote command whose child was dropped.
+    pub(super) fn urgent_work(&self) -> bool {
+        self.entries.values().any(|e| {
+            let waits = !matches!(e.stage, Stage::Running | Stage::Closing);
+            e.plan.urgent && waits && e.asked.elapsed() < GOODBYE
+        })
+    }
+
+    /// Whether everything queued on every channel is with the kernel.
+    pub(super) fn all_sent(&mut self, flushed: bool) -> bool {
+        flushed
+            && self.held.is_none()
+            && !self.connection.has_messages()
+            && self.entries.values().all(|e| {
+                let eof_due = e.eof_wanted && !e.eof_sent;
+                e.stage == Stage::Closing || (e.outbound.is_empty() && !e.pipe.has_outbound() && !eof_due)
+            })
+    }
+
+    /// Closes what is open, disconnects, and gives all of it a bounded time to leave.
+    pub(super) fn goodbye(&mut self) -> Error {
+        let flushed = self.packets.flush().unwrap_or(false);
+        let complete = self.all_sent(flushed);
+        let ids: Vec<ChannelId> = self.owners.keys().copied().collect();
+        for id in ids {
+            self.connection.close(id);
+        }
+        let left = self.send_held().and_then(|free| if free { self.send_control() } else { Ok(false) });
+        if left.is_ok() {
+            self.packets.disconnect();
+        }
+        let deadline = Instant::now() + GOODBYE;
+        while let Ok(false) = self.packets.flush() {
+            if Instant::now() >= deadline || self.packets.socket(|s| wake::wait(s, true, None, Some(deadline))).is_err()
+            {
+                break;
+            }
+        }
+        if let Ending::Finish { limit, done, .. } = std::mem::replace(&mut self.ending, Ending::Now) {
+            let outcome = if complete { Ok(()) } else { Err(Error::timeout(Phase::Write, limit)) };
+            // The waiter is told before the thread ends, and joins it then.
+            let _ = self.shared.ended.set(Error::Closed);
+            let _ = done.send(outcome);
+        }
+        Error::Closed
+    }
+
+    /// Tells everybody the one reason, and lets go of everything.
+    pub(super) fn end(mut self, error: Error) {
+        match &error {
+            Error::Closed => log::info!("connection closed"),
+            error => log::info!("connection ended: {error}"),
+        }
+        let _ = self.shared.ended.set(error);
+        let error = self.shared.ended.get().cloned().unwrap_or(Error::Closed);
+        for entry in self.entries.values() {
+            entry.pipe.lost(error.clone());
+        }
+        for waiter in self.globals.drain(..) {
+            if let GlobalWaiter::User { reply, .. } = waiter {
+                let _ = reply.send(Err(error.clone()));
+            }
+        }
+        self.packets.socket(|s| s.shut());
+        // What is still in the queue, or gets there now, is dropped with it, which tells its waiters: they look at `ended`.
+    }
+}

@@ -1,0 +1,321 @@
+//! What arrives, and what may arrive: events of the connection protocol, and credit.
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use super::super::chunk::ByteQueue;
+use super::super::message::{AtLimit, Token};
+use super::super::packet::Incoming;
+use super::super::pipe::Credit;
+use super::entry::{begin, prepare, Asked, Entry, Owner, Stage};
+use super::{EventLoop, GlobalWaiter, TURN_BYTES, TURN_PACKETS};
+use crate::connection::{ChannelId, Event, OpenFailure};
+use crate::error::{escape, Error, Result, Stream};
+use crate::exit_status::{ExitSignal, ExitStatus};
+
+impl EventLoop {
+    pub(super) fn receive(&mut self) -> Result<()> {
+        if !self.packets.must_read() {
+            return Ok(());
+        }
+        self.packets.socket(|s| s.allow(TURN_BYTES));
+        for _ in 0..TURN_PACKETS {
+            match self.packets.receive()? {
+                Incoming::Payload(payload) => self.payload(payload)?,
+                Incoming::Empty | Incoming::Later => return Ok(()),
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn payload(&mut self, payload: Vec<u8>) -> Result<()> {
+        self.trimmed = false;
+        let event = self.connection.received(&payload).map_err(|v| Error::Protocol(v.to_string()))?;
+        if let Event::Data { channel, stream, range } = event {
+            self.data(channel, stream, payload, range);
+            return Ok(());
+        }
+        self.event(event);
+        self.shared.pool.put(payload);
+        Ok(())
+    }
+
+    pub(super) fn data(&mut self, id: ChannelId, stream: Stream, payload: Vec<u8>, range: std::ops::Range<usize>) {
+        let Some(Owner::User(token)) = self.owners.get(&id).copied() else { return };
+        let Some(entry) = self.entries.get_mut(&token) else { return };
+        let len = range.len();
+        let credit = entry.pipe.push(stream, payload, range, entry.flow.window());
+        let round_trip = self.round_trip.unwrap_or_default();
+        entry.flow.received(len, credit.unread, round_trip, Instant::now());
+        self.grant(token, credit);
+    }
+
+    pub(super) fn event(&mut self, event: Event<'_>) {
+        match event {
+            Event::Nothing | Event::Data { .. } | Event::Ignored { .. } => {}
+            Event::Opened { channel } => self.opened(channel),
+            Event::OpenFailed { channel, reason, description } => self.open_failed(channel, reason, description),
+            Event::OpenRequested { channel, kind, .. } => {
+                log::debug!(
+                    "the server wants to open '{}', which nobody expects",
+                    escape(&String::from_utf8_lossy(kind))
+                );
+                self.connection.refuse(channel, OpenFailure::AdministrativelyProhibited, "not expected");
+            }
+            Event::Writable { channel } => self.with_user(channel, Self::line_up),
+            Event::Eof { channel } => self.with_entry(channel, |entry| entry.pipe.eof()),
+            Event::Closed { channel } => self.closed(channel),
+            Event::Reply { channel, success } => self.with_user(channel, |this, token| this.reply(token, success)),
+            Event::ExitStatus { channel, status } => self.exit_said(channel, ExitStatus::Code(status)),
+            Event::ExitSignal { channel, name, core_dumped, message } => {
+                let signal = ExitSignal {
+                    name: String::from_utf8_lossy(name).into_owned(),
+                    core_dumped,
+                    message: String::from_utf8_lossy(message).into_owned(),
+                };
+                self.exit_said(channel, ExitStatus::Signal(signal));
+            }
+            Event::Eow { channel } => self.with_entry(channel, |entry| {
+                entry.outbound = ByteQueue::default();
+                entry.pipe.broken();
+            }),
+            Event::GlobalReply { success, data } => self.global_reply(success, data),
+            Event::HostKeys { .. } => log::debug!("the server lists its host keys"),
+        }
+    }
+
+    pub(super) fn with_user(&mut self, id: ChannelId, f: impl FnOnce(&mut Self, Token)) {
+        if let Some(Owner::User(token)) = self.owners.get(&id).copied() {
+            f(self, token);
+        }
+    }
+
+    pub(super) fn with_entry(&mut self, id: ChannelId, f: impl FnOnce(&mut Entry)) {
+        if let Some(Owner::User(token)) = self.owners.get(&id) {
+            if let Some(entry) = self.entries.get_mut(token) {
+                f(entry);
+            }
+        }
+    }
+
+    pub(super) fn opened(&mut self, id: ChannelId) {
+        if self.sessions.spare_opened(id) {
+            log::debug!("{id}: open in advance");
+            self.use_spare_for_parked();
+            return;
+        }
+        let Some(Owner::User(token)) = self.owners.get(&id).copied() else { return };
+        let Some(entry) = self.entries.get(&token) else { return };
+        let (asked, wanted) = (entry.asked, entry.stage == Stage::Opening);
+        self.note_round_trip(asked.elapsed());
+        if wanted {
+            self.run_on(token, id, false);
+        }
+    }
+
+    pub(super) fn note_round_trip(&mut self, measured: Duration) {
+        self.round_trip = Some(self.round_trip.map_or(measured, |known| known.min(measured)));
+    }
+
+    pub(super) fn use_spare_for_parked(&mut self) {
+        while self.sessions.has_parked() {
+            let Some(spare) = self.sessions.take_spare() else { return };
+            let Some(token) = self.sessions.unpark() else { return };
+            self.run_on(token, spare, true);
+        }
+    }
+
+    /// The channel is open: ask for what the entry is to be.
+    pub(super) fn run_on(&mut self, token: Token, id: ChannelId, on_spare: bool) {
+        let Some(entry) = self.entries.get_mut(&token) else { return };
+        self.owners.insert(id, Owner::User(token));
+        entry.id = Some(id);
+        entry.on_spare = on_spare;
+        entry.stage = Stage::Preparing(prepare(&mut self.connection, id, &entry.plan));
+        self.prepared(token);
+    }
+
+    /// If nothing more has to be prepared, starts what the session is for.
+    pub(super) fn prepared(&mut self, token: Token) {
+        let Some(entry) = self.entries.get_mut(&token) else { return };
+        let Some(id) = entry.id else { return };
+        if matches!(&entry.stage, Stage::Preparing(due) if due.is_empty()) {
+            log::debug!("{id}: starting");
+            entry.stage = Stage::Starting(begin(&mut self.connection, id, &entry.plan.run));
+        }
+    }
+
+    pub(super) fn runs(&mut self, token: Token) {
+        let Some(entry) = self.entries.get_mut(&token) else { return };
+        if let Some(id) = entry.id {
+            log::debug!("{id}: running");
+        }
+        entry.stage = Stage::Running;
+        entry.pipe.started();
+        self.wrote(token);
+    }
+
+    pub(super) fn reply(&mut self, token: Token, success: bool) {
+        let Some(entry) = self.entries.get_mut(&token) else { return };
+        let asked = match &mut entry.stage {
+            Stage::Preparing(due) => due.pop_front(),
+            Stage::Starting(_) if success => {
+                self.runs(token);
+                return;
+            }
+            Stage::Starting(asked) => Some(std::mem::replace(asked, Asked { request: "", detail: None })),
+            _ => return,
+        };
+        let Some(asked) = asked else { return };
+        if success {
+            self.prepared(token);
+        } else {
+            self.fail(token, Error::RequestRefused { request: asked.request.into(), detail: asked.detail });
+        }
+    }
+
+    pub(super) fn open_failed(&mut self, id: ChannelId, reason: u32, description: &[u8]) {
+        let was_session = self.session_channels.remove(&id);
+        let owner = self.owners.remove(&id);
+        let description = String::from_utf8_lossy(description).into_owned();
+        log::debug!("{id}: refused: {} ({reason})", escape(&description));
+        if self.sessions.spare_refused(id) {
+            self.close_surplus();
+            self.serve_parked();
+            return;
+        }
+        let Some(Owner::User(token)) = owner else { return };
+        let Some(entry) = self.entries.get_mut(&token) else { return };
+        entry.id = None;
+        if entry.stage == Stage::Closing {
+            self.entries.remove(&token);
+            return;
+        }
+        let held = self.confirmed_sessions();
+        // OpenSSH says "connect failed" when MaxSessions is reached; others say "resource shortage".
+        let looks_like_limit = was_session && matches!(reason, 2 | 4) && held > 0;
+        if looks_like_limit {
+            self.sessions.limit_met(held, Instant::now());
+            if self.at_limit(token) == AtLimit::Wait {
+                self.park_again(token);
+                return;
+            }
+        }
+        let kind = "session".to_owned();
+        let limit = looks_like_limit.then_some(held);
+        self.fail(token, Error::OpenRefused { kind, reason, description, limit });
+    }
+
+    pub(super) fn park_again(&mut self, token: Token) {
+        if let Some(entry) = self.entries.get_mut(&token) {
+            entry.stage = Stage::Parked;
+        }
+        self.sessions.park_first(token);
+        self.use_spare_for_parked();
+        self.close_surplus();
+    }
+
+    /// Sessions that are open, as opposed to being asked for.
+    pub(super) fn confirmed_sessions(&self) -> usize {
+        self.session_channels.iter().filter(|&&id| self.connection.is_open(id)).count()
+    }
+
+    /// The peer's CLOSE: the last that is heard of a channel.
+    pub(super) fn closed(&mut self, id: ChannelId) {
+        log::debug!("{id}: closed");
+        self.session_channels.remove(&id);
+        let owner = self.owners.remove(&id);
+        self.sessions.spare_closed(id);
+        if let Some(Owner::User(token)) = owner {
+            self.entry_closed(token);
+        }
+        self.serve_parked();
+    }
+
+    pub(super) fn entry_closed(&mut self, token: Token) {
+        let Some(entry) = self.entries.get_mut(&token) else { return };
+        entry.id = None;
+        let unanswered = matches!(entry.stage, Stage::Preparing(_) | Stage::Starting(_));
+        if unanswered && entry.on_spare {
+            // The server had closed the spare before our request reached it: nothing ran. Once more, on a new channel.
+            log::debug!("a channel opened in advance was closed by the server; opening another");
+            entry.on_spare = false;
+            self.sessions.lost_spare();
+            self.open(token);
+            return;
+        }
+        entry.pipe.closed();
+        self.entries.remove(&token);
+    }
+
+    /// A session has ended: the next one that waits may begin.
+    pub(super) fn serve_parked(&mut self) {
+        let now = Instant::now();
+        while self.sessions.has_parked() && self.sessions.may_open(self.session_channels.len(), now) {
+            let Some(token) = self.sessions.unpark() else { return };
+            self.open(token);
+        }
+    }
+
+    pub(super) fn exit_said(&mut self, id: ChannelId, status: ExitStatus) {
+        let Some(Owner::User(token)) = self.owners.get(&id).copied() else { return };
+        let Some(entry) = self.entries.get_mut(&token) else { return };
+        log::debug!("{id}: {status}");
+        entry.pipe.exit_said(status);
+        if let Some(grace) = entry.plan.grace {
+            self.graces.push((Instant::now() + grace, token));
+        }
+    }
+
+    pub(super) fn global_reply(&mut self, success: bool, data: &[u8]) {
+        match self.globals.pop_front() {
+            Some(GlobalWaiter::User { name, reply }) => {
+                let answer = if success {
+                    Ok(data.to_vec())
+                } else {
+                    Err(Error::RequestRefused { request: name, detail: None })
+                };
+                let _ = reply.send(answer);
+            }
+            Some(GlobalWaiter::Probe) | None => {}
+        }
+    }
+}
+
+/// Windows.
+impl EventLoop {
+    /// Looks whether a channel's peer may be granted more.
+    pub(super) fn credit(&mut self, token: Token) {
+        let Some(entry) = self.entries.get(&token) else { return };
+        let credit = entry.pipe.review(entry.flow.window());
+        self.grant(token, credit);
+    }
+
+    pub(super) fn grant(&mut self, token: Token, credit: Credit) {
+        let Some(entry) = self.entries.get(&token) else { return };
+        let Some(id) = entry.id else { return };
+        if entry.stage == Stage::Closing {
+            return;
+        }
+        let outstanding = u64::from(self.connection.granted(id));
+        let Some(bytes) = entry.flow.grant(credit.allowed, outstanding) else { return };
+        if self.shared.unread.load(Ordering::Relaxed) >= self.config.memory_limit {
+            self.shared.withheld.store(true, Ordering::Relaxed);
+            if !self.withheld.contains(&token) {
+                self.withheld.push(token);
+            }
+            return;
+        }
+        self.connection.grant(id, bytes);
+    }
+
+    pub(super) fn credit_withheld(&mut self) {
+        if self.withheld.is_empty() || self.shared.unread.load(Ordering::Relaxed) >= self.config.memory_limit {
+            return;
+        }
+        self.shared.withheld.store(false, Ordering::Relaxed);
+        for token in std::mem::take(&mut self.withheld) {
+            self.credit(token);
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! What user threads ask for.
+
+use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::super::chunk::ByteQueue;
+use super::super::fault::Fault;
+use super::super::flow::Flow;
+use super::super::message::{AtLimit, Notice, PtySize, Request, Start, Token};
+use super::entry::{Entry, Owner, Stage};
+use super::{Ending, EventLoop, GlobalWaiter, MIN_WINDOW};
+use crate::connection::{ChannelId, ChannelRequest};
+use crate::error::Error;
+
+impl EventLoop {
+    pub(super) fn request(&mut self, request: Request) {
+        match request {
+            Request::Start(start) => self.start(start),
+            Request::Wrote(token) => self.wrote(token),
+            Request::Consumed(token) => {
+                self.credit(token);
+                self.credit_withheld();
+            }
+            Request::Tell(token, notice) => self.tell(token, &notice),
+            Request::Close(token) => self.close(token),
+            Request::Global { name, data, reply } => {
+                self.connection.global_request(&name, &data, true);
+                self.globals.push_back(GlobalWaiter::User { name, reply });
+            }
+            Request::Finish { deadline, limit, done } => self.ending = Ending::Finish { deadline, limit, done },
+            Request::Abandon => self.ending = Ending::Now,
+            Request::Inject(Fault::Loop) => self.fault = Some(Fault::Loop),
+            Request::Inject(fault) => self.packets.inject(fault),
+        }
+    }
+
+    pub(super) fn start(&mut self, start: Start) {
+        let now = Instant::now();
+        let (token, pipe, plan) = (start.token, Arc::clone(&start.pipe), start.plan.clone());
+        let window = self.initial_window();
+        let entry = Entry {
+            pipe,
+            plan,
+            id: None,
+            stage: Stage::Parked,
+            flow: Flow::new(window, self.config.max_window, now),
+            asked: now,
+            outbound: ByteQueue::default(),
+            eof_wanted: false,
+            eof_sent: false,
+            in_turn: false,
+            mark: 0,
+            on_spare: false,
+        };
+        // From here on the entry answers for the pipe.
+        start.answered();
+        self.entries.insert(token, entry);
+        self.start_session(token, now);
+    }
+
+    pub(super) fn start_session(&mut self, token: Token, now: Instant) {
+        let at_once = self.entries.values().filter(|e| !matches!(e.stage, Stage::Running | Stage::Closing)).count();
+        self.sessions.command_begins(at_once, now);
+        if let Some(id) = self.sessions.take_spare() {
+            self.run_on(token, id, true);
+        } else if let Some(id) = self.sessions.take_opening() {
+            self.open_as(token, id);
+        } else if self.sessions.may_open(self.session_channels.len(), now) && !self.sessions.has_parked() {
+            self.open(token);
+        } else if self.at_limit(token) == AtLimit::Fail {
+            self.refuse_for_limit(token);
+        } else {
+            self.sessions.park(token);
+        }
+    }
+
+    pub(super) fn at_limit(&self, token: Token) -> AtLimit {
+        self.entries.get(&token).map_or(AtLimit::Fail, |e| e.plan.at_limit)
+    }
+
+    pub(super) fn refuse_for_limit(&mut self, token: Token) {
+        let limit = Some(self.session_channels.len());
+        let description = "not asked for: the server refused a session a moment ago".into();
+        self.fail(token, Error::OpenRefused { kind: "session".into(), reason: 4, description, limit });
+    }
+
+    /// Sends CHANNEL_OPEN for an entry.
+    pub(super) fn open(&mut self, token: Token) {
+        let Some(entry) = self.entries.get_mut(&token) else { return };
+        let window = u32::try_from(entry.flow.window()).unwrap_or(u32::MAX);
+        let id = self.connection.open("session", &[], window);
+        self.session_channels.insert(id);
+        log::debug!("{id}: opening");
+        entry.asked = Instant::now();
+        self.open_as(token, id);
+    }
+
+    /// The entry waits for this channel's confirmation.
+    pub(super) fn open_as(&mut self, token: Token, id: ChannelId) {
+        let Some(entry) = self.entries.get_mut(&token) else { return };
+        entry.id = Some(id);
+        entry.stage = Stage::Opening;
+        self.owners.insert(id, Owner::User(token));
+    }
+
+    /// The configured window, or less when much memory is spoken for already.
+    pub(super) fn initial_window(&self) -> u32 {
+        let granted: u64 = self.owners.keys().map(|&id| u64::from(self.connection.granted(id))).sum();
+        let spoken_for = granted + self.shared.unread.load(Ordering::Relaxed);
+        let left = self.config.memory_limit.saturating_sub(spoken_for) / 4;
+        let least = MIN_WINDOW.min(self.config.window);
+        u32::try_from(left).unwrap_or(u32::MAX).clamp(least, self.config.window)
+    }
+
+    pub(super) fn wrote(&mut self, token: Token) {
+        let Some(entry) = self.entries.get_mut(&token) else { return };
+        entry.eof_wanted = entry.pipe.take_outbound(&mut entry.outbound);
+        if entry.pipe.flush_wanted() && !self.flushing.contains(&token) {
+            self.flushing.push(token);
+        }
+        self.line_up(token);
+    }
+
+    /// Puts a channel into the round of those that have something to send.
+    pub(super) fn line_up(&mut self, token: Token) {
+        let Some(entry) = self.entries.get_mut(&token) else { return };
+        let eof_due = entry.eof_wanted && !entry.eof_sent;
+        if entry.stage == Stage::Running && !entry.in_turn && (!entry.outbound.is_empty() || eof_due) {
+            entry.in_turn = true;
+            self.sendable.push_back(token);
+        }
+    }
+
+    pub(super) fn tell(&mut self, token: Token, notice: &Notice) {
+        let Some(Entry { id: Some(id), stage: Stage::Running, .. }) = self.entries.get(&token) else { return };
+        let request = match notice {
+            Notice::Signal(name) => ChannelRequest::Signal { name },
+            Notice::Resize(PtySize { columns, rows, width, height }) => {
+                ChannelRequest::WindowChange { columns: *columns, rows: *rows, width_px: *width, height_px: *height }
+            }
+        };
+        // False only if the channel is gone, and with it whom to tell.
+        let _ = self.connection.request(*id, &request, false);
+    }
+
+    /// The user gives the channel up.
+    pub(super) fn close(&mut self, token: Token) {
+        let Some(entry) = self.entries.get_mut(&token) else { return };
+        entry.pipe.closed_by_us();
+        entry.outbound.clear(&self.shared.pool);
+        match entry.id {
+            Some(id) => {
+                entry.stage = Stage::Closing;
+                log::debug!("{id}: closing");
+                self.connection.close(id);
+            }
+            None => {
+                self.sessions.forget_parked(token);
+                self.entries.remove(&token);
+            }
+        }
+    }
+
+    /// Ends an entry that never ran.
+    pub(super) fn fail(&mut self, token: Token, error: Error) {
+        let Some(entry) = self.entries.get_mut(&token) else { return };
+        entry.pipe.failed(error);
+        match entry.id {
+            Some(id) if self.owners.contains_key(&id) => {
+                entry.stage = Stage::Closing;
+                self.connection.close(id);
+            }
+            _ => {
+                self.entries.remove(&token);
+            }
+        }
+    }
+}
