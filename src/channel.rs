@@ -65,7 +65,7 @@ impl Channel {
             (a, b) => Limit { total: a.or(b), idle: None },
         };
         // If this fails the channel is dropped, which closes it in the background.
-        channel.pipe.wait_started(&earlier, Phase::Open)?;
+        channel.pipe.wait_started(&earlier)?;
         Ok(channel)
     }
 

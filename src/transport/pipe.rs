@@ -51,6 +51,8 @@ pub(crate) struct Pipe {
 #[derive(Debug)]
 struct State {
     stage: Stage,
+    /// While it starts: the channel is open.
+    opened: bool,
     streams: [Inbound; 2],
     /// In which order the streams' bytes arrived; kept until a stream is read on its own.
     order: Option<VecDeque<Piece>>,
@@ -169,6 +171,7 @@ impl Pipe {
         };
         let state = State {
             stage: Stage::Starting,
+            opened: false,
             streams: [inbound(), inbound()],
             order: Some(VecDeque::new()),
             eof: false,
@@ -223,6 +226,11 @@ impl Pipe {
 
 /// The transport's side.
 impl Pipe {
+    /// The channel is open; what it is for is being asked for.
+    pub fn opened(&self) {
+        self.lock().opened = true;
+    }
+
     /// The channel is open and what it is for has started.
     pub fn started(&self) {
         let mut state = self.lock();
@@ -509,7 +517,7 @@ impl Limit {
 /// (see [`super::message::Request`]).
 impl Pipe {
     /// Waits until the channel runs or failed.
-    pub fn wait_started(&self, limit: &Limit, phase: Phase) -> Result<()> {
+    pub fn wait_started(&self, limit: &Limit) -> Result<()> {
         let mut state = self.lock();
         loop {
             match &state.stage {
@@ -523,6 +531,7 @@ impl Pipe {
             let (guard, in_time) = Pipe::wait(&self.news, state, limit.total.map(|(at, _)| at));
             state = guard;
             if !in_time {
+                let phase = if state.opened { Phase::Exec } else { Phase::Open };
                 return Err(limit.error(phase, state.last_output));
             }
         }

@@ -11,6 +11,8 @@
 //! No Rust reference to the [`Tap`] lives across a call into C: callbacks reach it through a cell that refuses
 //! overlapping borrows instead of aliasing. No panic leaves a callback.
 
+mod framing;
+
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::ffi::{c_char, c_int, c_long, c_void, CStr};
@@ -40,6 +42,7 @@ const CALLBACK_RECV: c_int = 6;
 
 const MSG_IGNORE: u8 = 2;
 const MSG_KEXINIT: u8 = 20;
+const MSG_NEWKEYS: u8 = 21;
 /// The first message number of the connection protocol (RFC 4250 §4.1.2).
 const FIRST_CONNECTION_MESSAGE: u8 = 80;
 /// Messages of one key exchange that libssh2 may be shown; it keeps what it does not expect, for ever.
@@ -138,7 +141,8 @@ pub(crate) fn check_seam() -> Result<(), String> {
 static TAP_METHOD: CompMethod = CompMethod {
     name: c"none".as_ptr(),
     compress: 1,
-    use_in_auth: 0,
+    // Not for what is taken, but to see a key exchange begin before anybody is logged in.
+    use_in_auth: 1,
     init: Some(on_init),
     comp: Some(on_comp),
     decomp: Some(on_decomp),
@@ -166,7 +170,7 @@ pub(crate) struct Disconnected {
 pub(crate) struct TapState {
     pub socket: Socket,
     pub pool: Pool,
-    /// Payloads of 80 and up and KEXINIT are taken; before authentication ends nothing is.
+    /// Payloads of 80 and up and KEXINIT are taken; before authentication ends nothing is, and KEXINIT is refused.
     on: bool,
     /// Taken, but not yet behind the MAC check.
     pending: Option<Vec<u8>>,
@@ -177,6 +181,7 @@ pub(crate) struct TapState {
     /// A KEXINIT was committed and the keys it leads to are not there yet.
     pub exchanging: bool,
     exchange_messages: u32,
+    framing: Option<framing::Framing>,
     pub disconnected: Option<Disconnected>,
     /// Why the connection cannot go on, when a callback found out.
     pub violation: Option<&'static str>,
@@ -228,6 +233,7 @@ impl RawSession {
             inits: 0,
             exchanging: false,
             exchange_messages: 0,
+            framing: None,
             disconnected: None,
             violation: None,
             panicked: None,
@@ -236,6 +242,7 @@ impl RawSession {
         let tap = NonNull::from(Box::leak(Box::new(Tap { state: RefCell::new(state) })));
         let raw_session = RawSession { session: Some(session), raw, tap };
         install_method(raw)?;
+        framing::install();
         register(raw, tap);
         raw_session.set_callbacks();
         Ok(raw_session)
@@ -561,6 +568,11 @@ impl TapState {
             self.pool.put(stale);
         }
         if !self.on {
+            // libssh2 would run it on its own: it crashes on a packet split behind KEXINIT, and on another cipher.
+            // OpenSSH's server does not begin one so early either.
+            if payload[0] == MSG_KEXINIT {
+                return self.refuse("a second key exchange before the login was complete");
+            }
             return Ok(Left::Unchanged);
         }
         match payload[0] {
@@ -580,7 +592,10 @@ impl TapState {
             }
             // DISCONNECT, IGNORE, DEBUG, EXT_INFO: libssh2 acts on them and keeps nothing.
             1 | MSG_IGNORE | 4 | 7 => Ok(Left::Unchanged),
-            21 | 30..=49 if self.exchanging => {
+            MSG_NEWKEYS if self.exchanging && self.exchange_messages == 0 => {
+                self.refuse("NEWKEYS before the key exchange was done")
+            }
+            MSG_NEWKEYS | 30..=49 if self.exchanging => {
                 self.exchange_messages += 1;
                 if self.exchange_messages > MAX_EXCHANGE_MESSAGES {
                     return self.refuse("too many messages in one key exchange");

@@ -8,7 +8,7 @@ use super::super::message::{AtLimit, Token};
 use super::super::packet::Incoming;
 use super::super::pipe::Credit;
 use super::entry::{begin, prepare, Asked, Entry, Owner, Stage};
-use super::{EventLoop, GlobalWaiter, TURN_BYTES, TURN_PACKETS};
+use super::{EventLoop, GlobalWaiter, SETTLING, TURN_BYTES, TURN_PACKETS};
 use crate::connection::{ChannelId, Event, OpenFailure};
 use crate::error::{escape, Error, Result, Stream};
 use crate::exit_status::{ExitSignal, ExitStatus};
@@ -131,6 +131,7 @@ impl EventLoop {
         self.owners.insert(id, Owner::User(token));
         entry.id = Some(id);
         entry.on_spare = on_spare;
+        entry.pipe.opened();
         entry.stage = Stage::Preparing(prepare(&mut self.connection, id, &entry.plan));
         self.prepared(token);
     }
@@ -191,9 +192,17 @@ impl EventLoop {
             self.entries.remove(&token);
             return;
         }
-        let held = self.confirmed_sessions();
         // OpenSSH says "connect failed" when MaxSessions is reached; others say "resource shortage".
-        let looks_like_limit = was_session && matches!(reason, 2 | 4) && held > 0;
+        let looks_like_limit = was_session && matches!(reason, 2 | 4);
+        let settling = self.session_ended.is_some_and(|at| entry.asked.saturating_duration_since(at) < SETTLING);
+        if looks_like_limit && settling && !entry.asked_again {
+            // sshd looks at an open that came right behind our CLOSE before it has cleaned up behind that.
+            entry.asked_again = true;
+            self.open(token);
+            return;
+        }
+        let held = self.confirmed_sessions();
+        let looks_like_limit = looks_like_limit && held > 0;
         if looks_like_limit {
             self.sessions.limit_met(held, Instant::now());
             if self.at_limit(token) == AtLimit::Wait {
@@ -223,7 +232,9 @@ impl EventLoop {
     /// The peer's CLOSE: the last that is heard of a channel.
     pub(super) fn closed(&mut self, id: ChannelId) {
         log::debug!("{id}: closed");
-        self.session_channels.remove(&id);
+        if self.session_channels.remove(&id) {
+            self.session_ended = Some(Instant::now());
+        }
         let owner = self.owners.remove(&id);
         self.sessions.spare_closed(id);
         if let Some(Owner::User(token)) = owner {
