@@ -10,6 +10,7 @@ use zeroize::Zeroizing;
 use crate::connect::auth::{authenticate, Credentials};
 use crate::connect::handshake::{handshake, Algorithms, Deadline, Handshake, Preferences};
 use crate::connect::host_key::{self, KnownHosts};
+use crate::connect::key_file;
 use crate::connect::tcp::{self, TcpLimits};
 use crate::connect::{HostKey, HostName, MissingHostKeyPolicy, RejectPolicy, Target};
 use crate::error::{escape, AuthAttempt, Error, Result};
@@ -496,8 +497,14 @@ impl ClientBuilder {
     }
 }
 
+/// All that the server showed (RFC 4252 §5.4): what libssh2 has looked at, and what it has not.
 fn auth_banner(packets: &mut Packets) -> Option<String> {
-    packets.session(|s| s.userauth_banner().ok().flatten().map(str::to_owned))
+    let mut banner = packets.session(|s| s.userauth_banner().ok().flatten().unwrap_or_default().as_bytes().to_vec());
+    for message in packets.raw().take_unread_banners() {
+        let mut rest = message.get(1..).unwrap_or_default();
+        banner.extend_from_slice(key_file::take_string(&mut rest).unwrap_or_default());
+    }
+    (!banner.is_empty()).then(|| String::from_utf8_lossy(&banner).into_owned())
 }
 
 fn local_user() -> Result<String> {

@@ -4,7 +4,7 @@ pub(crate) mod agent;
 pub(crate) mod auth;
 pub(crate) mod handshake;
 pub(crate) mod host_key;
-mod key_file;
+pub(crate) mod key_file;
 pub(crate) mod target;
 pub(crate) mod tcp;
 

@@ -42,6 +42,7 @@ const CALLBACK_RECV: c_int = 6;
 
 const MSG_IGNORE: u8 = 2;
 const MSG_KEXINIT: u8 = 20;
+const MSG_USERAUTH_BANNER: u8 = 53;
 const MSG_NEWKEYS: u8 = 21;
 /// The first message number of the connection protocol (RFC 4250 §4.1.2).
 const FIRST_CONNECTION_MESSAGE: u8 = 80;
@@ -90,6 +91,15 @@ unsafe extern "C" {
         data_len: usize,
         data2: *const u8,
         data2_len: usize,
+    ) -> c_int;
+    fn ssh2_packet_ask(
+        session: *mut LIBSSH2_SESSION,
+        kind: u8,
+        data: *mut *mut u8,
+        data_len: *mut usize,
+        match_offset: c_int,
+        match_bytes: *const u8,
+        match_len: usize,
     ) -> c_int;
     fn ssh2_packet_add(
         session: *mut LIBSSH2_SESSION,
@@ -356,6 +366,26 @@ impl RawSession {
             return Ok(None);
         }
         Err(self.last_error().unwrap_or((ERROR_PROTO, "no answer to the question for methods".into())))
+    }
+
+    /// Banners (RFC 4252 §5.4) that libssh2 has received and not looked at: it does so only in
+    /// [`userauth_list`](RawSession::userauth_list).
+    pub fn take_unread_banners(&mut self) -> Vec<Vec<u8>> {
+        let _entered = Entered::new(self.tap);
+        let mut banners = Vec::new();
+        loop {
+            let (mut data, mut len) = (ptr::null_mut(), 0);
+            // SAFETY: the session is alive; the packet that is handed over was malloc'ed by libssh2's default allocator,
+            // is ours from here on and is freed once.
+            unsafe {
+                if ssh2_packet_ask(self.raw.as_ptr(), MSG_USERAUTH_BANNER, &mut data, &mut len, 0, ptr::null(), 0) != 0
+                {
+                    return banners;
+                }
+                banners.push(std::slice::from_raw_parts(data, len).to_vec());
+                libc::free(data.cast());
+            }
+        }
     }
 
     /// Public-key authentication (RFC 4252 §7) with a signature made by `sign`, which gets the bytes to sign and

@@ -30,7 +30,7 @@ pub(crate) struct CommandLine {
 pub(crate) enum Plan {
     Exec(Box<exec::Plan>),
     Demo,
-    Doctor(doctor::Plan),
+    Doctor(Box<doctor::Plan>),
     /// A help text, a completion script, a man page.
     Print(Vec<u8>),
 }
@@ -401,7 +401,7 @@ impl DoctorFlags {
     fn plan(self) -> Result<CommandLine, Failure> {
         let logging = self.log.logging(self.connect.quiet);
         let connect = self.host.map(|host| self.connect.plan(host)).transpose()?;
-        Ok(CommandLine { plan: Plan::Doctor(doctor::Plan { connect }), logging })
+        Ok(CommandLine { plan: Plan::Doctor(Box::new(doctor::Plan { connect })), logging })
     }
 }
 

@@ -40,7 +40,7 @@ fn run() -> Result<u8, Failure> {
     match command_line.plan {
         Plan::Exec(plan) => exec::run(*plan),
         Plan::Demo => demo::run(),
-        Plan::Doctor(plan) => doctor::run(plan),
+        Plan::Doctor(plan) => doctor::run(*plan),
         Plan::Print(text) => output::print(&text),
     }
 }
