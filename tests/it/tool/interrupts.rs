@@ -48,7 +48,7 @@ fn a_command_that_ignores_term_is_killed_after_the_grace_and_what_it_says_meanwh
     send(&child, Signal::TERM);
     let output = finish(child);
     assert_eq!(output.status.code(), Some(143), "SIGTERM to us is 128 + 15");
-    assert!(!runs(&pid));
+    assert!(!runs(&pid), "{}", text(&output.stderr));
     let mut rest = String::new();
     stdout.read_to_string(&mut rest).unwrap();
     assert_eq!(rest, "not yet\n");
