@@ -39,7 +39,7 @@ pub(crate) struct Channel {
     pub limit: Limit,
     on_drop: OnDrop,
     /// The remote process group, once known.
-    pub process_group: std::sync::OnceLock<u32>,
+    pub process_group: std::sync::OnceLock<kill::Group>,
 }
 
 impl Channel {
@@ -60,12 +60,12 @@ impl Channel {
             on_drop,
             process_group: std::sync::OnceLock::new(),
         });
-        let earlier = match (limit.total, start.total) {
-            (Some(a), Some(b)) => Limit { total: Some(if a.0 <= b.0 { a } else { b }), idle: None },
-            (a, b) => Limit { total: a.or(b), idle: None },
-        };
-        // If this fails the channel is dropped, which closes it in the background.
-        channel.pipe.wait_started(&earlier)?;
+        let limit = Limit { total: earlier(limit.total, start.total), idle: None };
+        if let Err(error) = channel.pipe.wait_started(&limit) {
+            // Whatever is to happen to a command that runs: nobody will know of this one.
+            channel.close();
+            return Err(error);
+        }
         Ok(channel)
     }
 
@@ -124,6 +124,14 @@ impl Drop for Channel {
     }
 }
 
+/// The deadline that comes first.
+pub(crate) fn earlier(a: Option<(Instant, Duration)>, b: Option<(Instant, Duration)>) -> Option<(Instant, Duration)> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(if a.0 <= b.0 { a } else { b }),
+        (a, b) => a.or(b),
+    }
+}
+
 /// Reads one stream of a channel: whole queues are taken at once, and reported as read in steps.
 #[derive(Debug)]
 pub(crate) struct StreamReader {
@@ -167,13 +175,8 @@ impl StreamReader {
     }
 
     fn limit(&self) -> Limit {
-        let Some(timeout) = self.timeout else { return self.channel.limit };
-        let own = (Instant::now() + timeout, timeout);
-        let total = match self.channel.limit.total {
-            Some(total) if total.0 <= own.0 => total,
-            _ => own,
-        };
-        Limit { total: Some(total), idle: self.channel.limit.idle }
+        let own = Limit::after(self.timeout);
+        Limit { total: earlier(own.total, self.channel.limit.total), idle: self.channel.limit.idle }
     }
 
     pub fn consume(&mut self, n: usize) {
@@ -296,6 +299,10 @@ macro_rules! output_stream {
                 self.reader.hand_over();
             }
 
+            pub(crate) fn into_reader(self) -> StreamReader {
+                self.reader
+            }
+
             /// Limits each read; `None` (the default) waits as long as the command may run.
             pub fn set_read_timeout(&mut self, timeout: Option<Duration>) {
                 self.reader.set_timeout(timeout);
@@ -411,7 +418,7 @@ pub struct Control {
     handle: WeakHandle,
     token: Token,
     pipe: Arc<Pipe>,
-    process_group: Option<u32>,
+    process_group: Option<kill::Group>,
 }
 
 impl Control {
@@ -459,6 +466,15 @@ impl Control {
                 Ok(KillOutcome::Unknown)
             }
         }
+    }
+
+    /// Waits for the command's end, without ending its input and without reading its output: somebody else does that.
+    ///
+    /// # Errors
+    ///
+    /// Why the end will not be known: the channel was closed or cancelled on our side, or the connection was lost.
+    pub fn wait(&self) -> Result<ExitStatus> {
+        self.pipe.wait_status([false; 2], &Limit::none(), &|| ())
     }
 
     /// How the command ended, once the server has said so; without waiting.

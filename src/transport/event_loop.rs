@@ -39,8 +39,6 @@ const TURN_SENT: usize = 2 * 1024 * 1024;
 const GOODBYE: Duration = Duration::from_secs(2);
 /// After this long without traffic, buffers kept for reuse are freed.
 const TRIM_AFTER: Duration = Duration::from_millis(500);
-/// A server may refuse a session for this long because of one that has just ended.
-const SETTLING: Duration = Duration::from_secs(1);
 /// The smallest receive window, for when the memory limit is near.
 const MIN_WINDOW: u32 = 64 * 1024;
 
@@ -56,8 +54,6 @@ pub(crate) struct EventLoop {
     owners: HashMap<ChannelId, Owner>,
     /// Session channels, opening, open or closing: what counts against the server's limit.
     session_channels: HashSet<ChannelId>,
-    /// When a session channel of ours last ended.
-    session_ended: Option<Instant>,
     sessions: Sessions,
     /// Channels that have bytes to send and may have window, in turn.
     sendable: VecDeque<Token>,
@@ -122,7 +118,6 @@ impl EventLoop {
             entries: HashMap::new(),
             owners: HashMap::new(),
             session_channels: HashSet::new(),
-            session_ended: None,
             sessions: Sessions::new(config.spare_channel),
             sendable: VecDeque::new(),
             flushing: Vec::new(),

@@ -4,8 +4,8 @@
 //!
 //! * The transport thread is the only one that calls libssh2 after authentication. It waits only in `poll`: on the
 //!   socket, on the wake descriptor and for its next timer.
-//! * User threads post [`Request`](message::Request)s to an unbounded queue (so `Drop` never waits) and wake it; bytes
-//!   and endings cross in a [`Pipe`](pipe::Pipe) per channel, whose lock is held for moving buffers only.
+//! * User threads post [`Request`]s to an unbounded queue (so `Drop` never waits) and wake it; bytes
+//!   and endings cross in a [`Pipe`] per channel, whose lock is held for moving buffers only.
 //! * Nobody waits while holding anything that another channel needs. Waiting is acyclic: reader → printer → terminal;
 //!   caller → transport → poll.
 //! * The thread ends when the last [`Handle`] is dropped, when [`Handle::finish`] asks it to, or when the connection

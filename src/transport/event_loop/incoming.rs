@@ -8,7 +8,7 @@ use super::super::message::{AtLimit, Token};
 use super::super::packet::Incoming;
 use super::super::pipe::Credit;
 use super::entry::{begin, prepare, Asked, Entry, Owner, Stage};
-use super::{EventLoop, GlobalWaiter, SETTLING, TURN_BYTES, TURN_PACKETS};
+use super::{EventLoop, GlobalWaiter, TURN_BYTES, TURN_PACKETS};
 use crate::connection::{ChannelId, Event, OpenFailure};
 use crate::error::{escape, Error, Result, Stream};
 use crate::exit_status::{ExitSignal, ExitStatus};
@@ -194,9 +194,7 @@ impl EventLoop {
         }
         // OpenSSH says "connect failed" when MaxSessions is reached; others say "resource shortage".
         let looks_like_limit = was_session && matches!(reason, 2 | 4);
-        let settling = self.session_ended.is_some_and(|at| entry.asked.saturating_duration_since(at) < SETTLING);
-        if looks_like_limit && settling && !entry.asked_again {
-            // sshd looks at an open that came right behind our CLOSE before it has cleaned up behind that.
+        if looks_like_limit && !entry.asked_again && self.sessions.ended_about(entry.asked) {
             entry.asked_again = true;
             self.open(token);
             return;
@@ -233,7 +231,7 @@ impl EventLoop {
     pub(super) fn closed(&mut self, id: ChannelId) {
         log::debug!("{id}: closed");
         if self.session_channels.remove(&id) {
-            self.session_ended = Some(Instant::now());
+            self.sessions.ended(Instant::now());
         }
         let owner = self.owners.remove(&id);
         self.sessions.spare_closed(id);
