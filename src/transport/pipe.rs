@@ -6,7 +6,7 @@
 //! lock is held for moving buffers only, never across a wait or a system call.
 //!
 //! Credits: what arrived and was not consumed is counted here; the transport grants the peer what
-//! [`State::allowance`] says. So a reader that stops holds back its own channel and nobody else's.
+//! [`Credit`] says. So a reader that stops holds back its own channel and nobody else's.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -60,6 +60,8 @@ struct State {
     /// Read since the transport last heard of it.
     unreported: u64,
     outbound: Outbound,
+    /// Whoever waits for output has been told to look (or is about to be) and has not yet done so.
+    woken: bool,
     /// `wait` waits, and counts as a reader of these streams.
     wait_reads: [bool; 2],
     /// What the server said about the command's end so far.
@@ -68,6 +70,7 @@ struct State {
     status: Option<ExitStatus>,
     lost: Option<Error>,
     cancelled: bool,
+    /// When output last came, or, if that was later, was last read: who waits for us is not silent.
     last_output: Instant,
 }
 
@@ -111,6 +114,8 @@ struct Outbound {
     sent: u64,
     /// Taken by the kernel in all, as far as the transport has looked.
     flushed: u64,
+    /// Somebody waits for room.
+    room_wanted: bool,
     /// Somebody waits for `flushed`.
     flush_wanted: bool,
     eof_wanted: bool,
@@ -155,6 +160,8 @@ pub(crate) struct Credit {
     pub allowed: u64,
     /// Received and not consumed.
     pub unread: u64,
+    /// Somebody waits for what was queued: [`Pipe::wake_readers`] is due.
+    pub wake: bool,
 }
 
 impl Pipe {
@@ -181,11 +188,13 @@ impl Pipe {
                 written: 0,
                 sent: 0,
                 flushed: 0,
+                room_wanted: false,
                 flush_wanted: false,
                 eof_wanted: false,
                 eof_flushed: false,
                 broken: false,
             },
+            woken: false,
             wait_reads: [false; 2],
             said: None,
             status: None,
@@ -233,7 +242,11 @@ impl Pipe {
 
     /// The channel is open and what it is for has started.
     pub fn started(&self) {
-        self.lock().stage = Stage::Running;
+        let mut state = self.lock();
+        state.stage = Stage::Running;
+        // It could not say anything before.
+        state.last_output = Instant::now();
+        drop(state);
         self.news.notify_all();
     }
 
@@ -254,9 +267,11 @@ impl Pipe {
         self.failed(error);
     }
 
-    /// Queues received bytes; the answer says what may be granted now.
+    /// Queues received bytes; the answer says what may be granted now, and whether readers are to be woken. They are
+    /// not woken here: a wake-up for every packet would cost more than the packet.
     pub fn push(&self, stream: Stream, buffer: Vec<u8>, range: std::ops::Range<usize>, window: u64) -> Credit {
         let len = range.len();
+        let mut wake = false;
         let mut state = self.lock();
         state.last_output = Instant::now();
         let inbound = &mut state.streams[stream.index()];
@@ -271,11 +286,14 @@ impl Pipe {
             inbound.queue.push(buffer, range, &self.shared.pool);
             self.shared.unread.fetch_add(len as u64, Ordering::Relaxed);
             self.note_order(&mut state, stream, len);
-            if state.streams[stream.index()].waiting {
-                self.news.notify_all();
-            }
+            wake = state.streams[stream.index()].waiting && !std::mem::replace(&mut state.woken, true);
         }
-        self.credit(&mut state, window)
+        Credit { wake, ..self.credit(&mut state, window) }
+    }
+
+    /// Wakes whoever waits for output.
+    pub fn wake_readers(&self) {
+        self.news.notify_all();
     }
 
     fn note_order(&self, state: &mut State, stream: Stream, len: usize) {
@@ -319,7 +337,7 @@ impl Pipe {
         if state.wait_reads != [false; 2] {
             allowed = allowed.max(self.credit_for_wait(state, window, total));
         }
-        Credit { allowed, unread: total }
+        Credit { allowed, unread: total, wake: false }
     }
 
     /// `wait` reads what nobody has taken: it is kept up to the limit, and thrown away, counted, beyond.
@@ -416,10 +434,11 @@ impl Pipe {
     /// `n` more bytes went to libssh2.
     pub fn sent(&self, n: usize) {
         let mut state = self.lock();
-        let full_before = state.outbound.ahead() >= OUTBOUND_LIMIT as u64;
         state.outbound.sent += n as u64;
-        // A writer that waited is woken when a good piece of room is there, not for every packet.
-        if full_before || state.outbound.ahead() < OUTBOUND_LIMIT as u64 / 2 {
+        // A writer that waits is woken when a good piece of room is there, not for every packet.
+        let outbound = &mut state.outbound;
+        if outbound.ahead() <= OUTBOUND_LIMIT as u64 / 2 && std::mem::take(&mut outbound.room_wanted) {
+            drop(state);
             self.room.notify_all();
         }
     }
@@ -486,12 +505,13 @@ impl Limit {
     }
 
     pub fn after(timeout: Option<Duration>) -> Limit {
-        Limit { total: timeout.map(|t| (Instant::now() + t, t)), idle: None }
+        // A time that no clock can tell is no limit.
+        Limit { total: timeout.and_then(|t| Some((Instant::now().checked_add(t)?, t))), idle: None }
     }
 
     /// The earlier of the two deadlines, given when output last came.
     fn deadline(&self, last_output: Instant) -> Option<Instant> {
-        let idle = self.idle.map(|t| last_output + t);
+        let idle = self.idle.and_then(|t| last_output.checked_add(t));
         match (self.total.map(|(at, _)| at), idle) {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
@@ -502,15 +522,14 @@ impl Limit {
     fn error(&self, phase: Phase, last_output: Instant) -> Error {
         match (self.total, self.idle) {
             (Some((at, limit)), _) if at <= Instant::now() => Error::timeout(phase, limit),
-            (_, Some(idle)) if last_output + idle <= Instant::now() => Error::timeout(Phase::Idle, idle),
+            (_, Some(idle)) if last_output.elapsed() >= idle => Error::timeout(Phase::Idle, idle),
             (Some((_, limit)), _) => Error::timeout(phase, limit),
             (None, idle) => Error::timeout(Phase::Idle, idle.unwrap_or_default()),
         }
     }
 }
 
-/// The user's side. `poke` posts a request to the transport: [`Request::Consumed`] or [`Request::Wrote`]
-/// (see [`super::message::Request`]).
+/// The user's side. `poke` posts a [`Request`](super::message::Request) to the transport: `Consumed` or `Wrote`.
 impl Pipe {
     /// Waits until the channel runs or failed.
     pub fn wait_started(&self, limit: &Limit) -> Result<()> {
@@ -643,7 +662,12 @@ impl Pipe {
     }
 
     /// One wait for news; an error when a deadline has passed, counted anew if output came meanwhile.
-    fn wait_for_output<'a>(&self, state: MutexGuard<'a, State>, limit: &Limit) -> (MutexGuard<'a, State>, Result<()>) {
+    fn wait_for_output<'a>(
+        &self,
+        mut state: MutexGuard<'a, State>,
+        limit: &Limit,
+    ) -> (MutexGuard<'a, State>, Result<()>) {
+        state.woken = false;
         let deadline = limit.deadline(state.last_output);
         let (state, in_time) = Pipe::wait(&self.news, state, deadline);
         let passed = limit.deadline(state.last_output).is_some_and(|d| d <= Instant::now());
@@ -666,6 +690,9 @@ impl Pipe {
         let inbound = &mut state.streams[stream.index()];
         let n = n.min(inbound.unread());
         inbound.consumed += n;
+        if n > 0 {
+            state.last_output = Instant::now();
+        }
         self.shared.unread.fetch_sub(n, Ordering::Relaxed);
         state.unreported += n;
         let step = if self.shared.withheld.load(Ordering::Relaxed) { 1 } else { self.shared.report_step };
@@ -787,6 +814,7 @@ impl Pipe {
                 }
                 return Ok(n);
             }
+            state.outbound.room_wanted = true;
             let (guard, in_time) = Pipe::wait(&self.room, state, limit.total.map(|(at, _)| at));
             state = guard;
             if !in_time {
@@ -850,8 +878,11 @@ impl Pipe {
     /// Waits for the final status. `reads`: the streams that nobody has taken and that the wait stands in for.
     pub fn wait_status(&self, reads: [bool; 2], limit: &Limit, poke: &dyn Fn()) -> Result<ExitStatus> {
         let mut state = self.lock();
-        state.wait_reads = reads;
-        if reads != [false; 2] && state.status.is_none() {
+        let counts = reads != [false; 2];
+        if counts {
+            state.wait_reads = reads;
+        }
+        if counts && state.status.is_none() {
             drop(state);
             poke();
             state = self.lock();
@@ -870,7 +901,9 @@ impl Pipe {
                 break Err(limit.error(Phase::Total, state.last_output));
             }
         };
-        state.wait_reads = [false; 2];
+        if counts {
+            state.wait_reads = [false; 2];
+        }
         outcome
     }
 

@@ -26,7 +26,7 @@ pub(super) struct Entry {
     pub mark: u64,
     /// It runs on a channel opened in advance, which the server may have closed meanwhile.
     pub on_spare: bool,
-    /// Its open was refused right after another session had ended, and has been sent once more.
+    /// It was refused once, just after another session had ended.
     pub asked_again: bool,
 }
 
