@@ -213,7 +213,9 @@ impl Child {
     ///
     /// # Errors
     ///
-    /// When the second channel could not be opened or the connection was lost.
+    /// When the second channel could not be opened or the connection was lost. Where the server allows no more sessions
+    /// (sshd's MaxSessions) it waits for one to end, as long as twice the grace and ten seconds; then it is
+    /// [`Error::Timeout`], and [`signal`](Child::signal) is what is left.
     pub fn kill(&mut self) -> Result<KillOutcome> {
         self.kill_after(KILL_GRACE)
     }
