@@ -238,7 +238,7 @@ impl ClientBuilder {
         }
     }
 
-    /// The remote user; overrides one in the target. The default is the local user's name.
+    /// The remote user; overrides one in the target. The default is the local user's name (USER, LOGNAME, passwd).
     pub fn user(mut self, user: &str) -> Self {
         self.user = Some(user.to_owned());
         self
@@ -507,16 +507,41 @@ fn auth_banner(packets: &mut Packets) -> Option<String> {
     (!banner.is_empty()).then(|| String::from_utf8_lossy(&banner).into_owned())
 }
 
+/// The local user's name: USER, LOGNAME, or what /etc/passwd calls our user id.
 fn local_user() -> Result<String> {
     ["USER", "LOGNAME"]
         .into_iter()
         .find_map(|name| std::env::var(name).ok().filter(|user| !user.is_empty()))
-        .ok_or_else(|| Error::invalid("no user was given and neither USER nor LOGNAME is set; write user@host"))
+        .or_else(|| user_of(&std::fs::read_to_string("/etc/passwd").ok()?, rustix::process::getuid().as_raw()))
+        .ok_or_else(|| Error::invalid("no user was given, and the local one's name is not known; write user@host"))
+}
+
+/// The name that a passwd(5) file has for a user id.
+fn user_of(passwd: &str, uid: u32) -> Option<String> {
+    let uid = uid.to_string();
+    passwd.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)? == uid && !name.is_empty()).then(|| name.to_owned())
+    })
 }
 
 fn expand_home(path: &Path) -> PathBuf {
     match (path.strip_prefix("~"), host_key::home_dir()) {
         (Ok(rest), Some(home)) => home.join(rest),
         _ => path.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_user_id_has_the_name_that_passwd_says() {
+        let passwd = "root:x:0:0:root:/root:/bin/sh\n# nonsense\n:x:7:7::/:\nann:x:1000:1000::/home/ann:/bin/sh\n";
+        assert_eq!(user_of(passwd, 1000).as_deref(), Some("ann"));
+        assert_eq!(user_of(passwd, 0).as_deref(), Some("root"));
+        assert_eq!((user_of(passwd, 7), user_of(passwd, 100)), (None, None));
     }
 }

@@ -765,3 +765,6 @@ impl std::fmt::Debug for RawSession {
         f.debug_struct("RawSession").finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;
