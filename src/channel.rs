@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Error, Phase, Result, Stream};
 use crate::exit_status::ExitStatus;
-use crate::kill;
+use crate::kill::{self, KillOutcome};
 use crate::transport::chunk::ByteQueue;
 use crate::transport::message::{Notice, PtySize, SessionPlan, Token};
 use crate::transport::pipe::{Limit, Merged, Pipe};
@@ -39,7 +39,7 @@ pub(crate) struct Channel {
     pub limit: Limit,
     on_drop: OnDrop,
     /// The remote process group, once known.
-    pub process_group: std::sync::OnceLock<u32>,
+    pub process_group: std::sync::OnceLock<kill::Group>,
 }
 
 impl Channel {
@@ -60,12 +60,12 @@ impl Channel {
             on_drop,
             process_group: std::sync::OnceLock::new(),
         });
-        let earlier = match (limit.total, start.total) {
-            (Some(a), Some(b)) => Limit { total: Some(if a.0 <= b.0 { a } else { b }), idle: None },
-            (a, b) => Limit { total: a.or(b), idle: None },
-        };
-        // If this fails the channel is dropped, which closes it in the background.
-        channel.pipe.wait_started(&earlier, Phase::Open)?;
+        let limit = Limit { total: earlier(limit.total, start.total), idle: None };
+        if let Err(error) = channel.pipe.wait_started(&limit) {
+            // Whatever is to happen to a command that runs: nobody will know of this one.
+            channel.close();
+            return Err(error);
+        }
         Ok(channel)
     }
 
@@ -124,6 +124,14 @@ impl Drop for Channel {
     }
 }
 
+/// The deadline that comes first.
+pub(crate) fn earlier(a: Option<(Instant, Duration)>, b: Option<(Instant, Duration)>) -> Option<(Instant, Duration)> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(if a.0 <= b.0 { a } else { b }),
+        (a, b) => a.or(b),
+    }
+}
+
 /// Reads one stream of a channel: whole queues are taken at once, and reported as read in steps.
 #[derive(Debug)]
 pub(crate) struct StreamReader {
@@ -167,13 +175,8 @@ impl StreamReader {
     }
 
     fn limit(&self) -> Limit {
-        let Some(timeout) = self.timeout else { return self.channel.limit };
-        let own = (Instant::now() + timeout, timeout);
-        let total = match self.channel.limit.total {
-            Some(total) if total.0 <= own.0 => total,
-            _ => own,
-        };
-        Limit { total: Some(total), idle: self.channel.limit.idle }
+        let own = Limit::after(self.timeout);
+        Limit { total: earlier(own.total, self.channel.limit.total), idle: self.channel.limit.idle }
     }
 
     pub fn consume(&mut self, n: usize) {
@@ -296,6 +299,10 @@ macro_rules! output_stream {
                 self.reader.hand_over();
             }
 
+            pub(crate) fn into_reader(self) -> StreamReader {
+                self.reader
+            }
+
             /// Limits each read; `None` (the default) waits as long as the command may run.
             pub fn set_read_timeout(&mut self, timeout: Option<Duration>) {
                 self.reader.set_timeout(timeout);
@@ -411,11 +418,17 @@ pub struct Control {
     handle: WeakHandle,
     token: Token,
     pipe: Arc<Pipe>,
+    process_group: Option<kill::Group>,
 }
 
 impl Control {
     pub(crate) fn new(channel: &Channel) -> Control {
-        Control { handle: channel.handle.downgrade(), token: channel.token, pipe: Arc::clone(&channel.pipe) }
+        Control {
+            handle: channel.handle.downgrade(),
+            token: channel.token,
+            pipe: Arc::clone(&channel.pipe),
+            process_group: channel.process_group.get().copied(),
+        }
     }
 
     /// Ends every wait on this channel, now and later, with [`Error::Cancelled`], and closes the channel.
@@ -432,6 +445,36 @@ impl Control {
     /// Sends a signal by name without "SIG", e.g. `TERM` (RFC 4254 §6.9). The server may ignore it, and does not say.
     pub fn signal(&self, name: &str) {
         self.handle.tell(self.token, Notice::Signal(name.to_owned()));
+    }
+
+    /// Tells the remote side the terminal's new size (RFC 4254 §6.7). Does not wait.
+    pub fn resize(&self, size: PtySize) {
+        self.handle.tell(self.token, Notice::Resize(size));
+    }
+
+    /// As [`Child::kill_after`](crate::Child::kill_after), while others read what the command still prints and wait for
+    /// its end. Blocks for at most `grace` and a few seconds.
+    ///
+    /// # Errors
+    ///
+    /// As [`Child::kill`](crate::Child::kill).
+    pub fn kill_after(&self, grace: Duration) -> Result<KillOutcome> {
+        match self.process_group {
+            Some(group) => kill::group(&self.handle.upgrade().ok_or(Error::Closed)?, group, grace),
+            None => {
+                self.signal("KILL");
+                Ok(KillOutcome::Unknown)
+            }
+        }
+    }
+
+    /// Waits for the command's end, without ending its input and without reading its output: somebody else does that.
+    ///
+    /// # Errors
+    ///
+    /// Why the end will not be known: the channel was closed or cancelled on our side, or the connection was lost.
+    pub fn wait(&self) -> Result<ExitStatus> {
+        self.pipe.wait_status([false; 2], &Limit::none(), &|| ())
     }
 
     /// How the command ended, once the server has said so; without waiting.

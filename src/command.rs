@@ -350,7 +350,7 @@ impl Command {
         };
         Ok(SessionPlan {
             env: self.env.clone(),
-            pty: self.pty.as_ref().map(Pty::request),
+            pty: self.pty.as_ref().map(Pty::request).transpose()?,
             run,
             grace,
             at_limit: self.at_limit,
@@ -360,35 +360,49 @@ impl Command {
 
     /// What the login shell gets to read.
     fn command_text(&self) -> Result<Vec<u8>> {
+        let wrapped = !self.inline_env.is_empty() || self.directory.is_some();
         let mut text = match &self.text {
-            Text::Shell(text) => text.clone(),
-            Text::Words(words) => quote::words(words),
+            Text::Shell(text) if !wrapped => return self.text_as_given(text.clone()),
+            // One word for another shell, so that `cd dir && a; b` does not run b in the wrong place.
+            Text::Shell(text) => {
+                let mut inner = b"\"$SHELL\" -c ".to_vec();
+                quote::word(&mut inner, text);
+                inner
+            }
+            Text::Words(words) => quote::command_line(&self.shielded(words)),
             Text::Subsystem(_) => Vec::new(),
         };
-        let wrapped = !self.inline_env.is_empty() || self.directory.is_some();
-        if wrapped && matches!(self.text, Text::Shell(_)) {
-            // One word for another shell, so that `cd dir && a; b` does not run b in the wrong place.
-            let mut inner = b"\"$SHELL\" -c ".to_vec();
-            quote::word(&mut inner, &text);
-            text = inner;
-        }
         if !self.inline_env.is_empty() {
             text = self.with_inline_env(&text);
         }
-        if wrapped {
+        if wrapped || self.process_group || text.contains(&b'\n') {
             text = [b"exec ".as_slice(), &text].concat();
         }
         if let Some(directory) = &self.directory {
             text = in_directory(directory, &text);
         }
         if self.process_group {
-            text = kill::announce(&text);
+            text = kill::announce(kill::Reader::Sh, &text);
         }
-        if text.contains(&0) {
-            return Err(Error::invalid("a command cannot contain a NUL byte; send such data through stdin"));
+        check_text(quote::on_one_line(text))
+    }
+
+    /// The caller's own text, which only the login shell can read.
+    fn text_as_given(&self, text: Vec<u8>) -> Result<Vec<u8>> {
+        if self.process_group {
+            return check_text(quote::on_one_line(kill::announce(kill::Reader::LoginShell, &text)));
         }
-        check_size(text.len(), "the command")?;
-        Ok(text)
+        check_text(text)
+    }
+
+    /// `env` takes a program whose name has a `=` in it for one more variable; a shell between them does not.
+    fn shielded<'a>(&self, words: &'a [Vec<u8>]) -> std::borrow::Cow<'a, [Vec<u8>]> {
+        if self.inline_env.is_empty() || !words.first().is_some_and(|program| program.contains(&b'=')) {
+            return words.into();
+        }
+        let mut shielded = [b"/bin/sh".as_slice(), b"-c", br#"exec "$0" "$@""#].map(<[u8]>::to_vec).to_vec();
+        shielded.extend_from_slice(words);
+        shielded.into()
     }
 
     fn with_inline_env(&self, text: &[u8]) -> Vec<u8> {
@@ -405,11 +419,12 @@ impl Command {
     }
 }
 
-/// `cd` first; a directory that looks like an option is made to look like a path.
+/// `cd` first. A relative directory begins with `./`, so that it is neither an option, nor an entry of a directory
+/// stack (`-`, zsh's `+1`), nor looked for in CDPATH.
 fn in_directory(directory: &[u8], text: &[u8]) -> Vec<u8> {
     let mut out = b"cd ".to_vec();
     let mut path = Vec::new();
-    if directory.first() == Some(&b'-') {
+    if directory.first() != Some(&b'/') {
         path.extend_from_slice(b"./");
     }
     path.extend_from_slice(directory);
@@ -417,6 +432,14 @@ fn in_directory(directory: &[u8], text: &[u8]) -> Vec<u8> {
     out.extend_from_slice(b" && ");
     out.extend_from_slice(text);
     out
+}
+
+fn check_text(text: Vec<u8>) -> Result<Vec<u8>> {
+    if text.contains(&0) {
+        return Err(Error::invalid("a command cannot contain a NUL byte; send such data through stdin"));
+    }
+    check_size(text.len(), "the command")?;
+    Ok(text)
 }
 
 fn check_variable(name: &[u8], value: &[u8]) -> Result<()> {

@@ -65,6 +65,9 @@ impl TerminalMode {
     const UNDEFINED: u8 = 160;
 }
 
+/// The longest terminal type; the request must fit into one packet.
+const LONGEST_TERM: usize = 1024;
+
 impl Pty {
     /// A terminal of this type (the remote TERM), 80 columns and 24 rows, with the server's own modes.
     pub fn new(term: &str) -> Pty {
@@ -84,7 +87,11 @@ impl Pty {
         self
     }
 
-    pub(crate) fn request(&self) -> message::Pty {
+    pub(crate) fn request(&self) -> Result<message::Pty> {
+        if self.term.len() > LONGEST_TERM {
+            let message = format!("a terminal type has at most {LONGEST_TERM} bytes, this one {}", self.term.len());
+            return Err(Error::invalid(message));
+        }
         let mut modes = Vec::with_capacity(self.modes.len() * 5 + 1);
         for (mode, value) in &self.modes {
             if mode.0 != TerminalMode::END && mode.0 < TerminalMode::UNDEFINED {
@@ -93,7 +100,7 @@ impl Pty {
             }
         }
         modes.push(TerminalMode::END);
-        message::Pty { term: self.term.clone(), size: self.size, modes }
+        Ok(message::Pty { term: self.term.clone(), size: self.size, modes })
     }
 }
 
@@ -205,12 +212,9 @@ impl Client {
     ///
     /// As [`Command::spawn`](crate::Command::spawn).
     pub fn invoke_shell_on(&self, pty: &Pty) -> Result<Shell> {
-        if pty.term.len() > 1024 {
-            return Err(Error::invalid("a terminal type of more than a kilobyte is none"));
-        }
         let plan = SessionPlan {
             env: Vec::new(),
-            pty: Some(pty.request()),
+            pty: Some(pty.request()?),
             run: Run::Shell,
             grace: None,
             at_limit: self.at_limit(),

@@ -4,8 +4,8 @@
 //!
 //! * The transport thread is the only one that calls libssh2 after authentication. It waits only in `poll`: on the
 //!   socket, on the wake descriptor and for its next timer.
-//! * User threads post [`Request`](message::Request)s to an unbounded queue (so `Drop` never waits) and wake it; bytes
-//!   and endings cross in a [`Pipe`](pipe::Pipe) per channel, whose lock is held for moving buffers only.
+//! * User threads post [`Request`]s to an unbounded queue (so `Drop` never waits) and wake it; bytes
+//!   and endings cross in a [`Pipe`] per channel, whose lock is held for moving buffers only.
 //! * Nobody waits while holding anything that another channel needs. Waiting is acyclic: reader → printer → terminal;
 //!   caller → transport → poll.
 //! * The thread ends when the last [`Handle`] is dropped, when [`Handle::finish`] asks it to, or when the connection
@@ -40,7 +40,7 @@ use packet::Packets;
 use pipe::{Pipe, Shared};
 use wake::Wake;
 
-pub(crate) use sys::EAGAIN;
+pub(crate) use sys::{check_seam, versions, EAGAIN};
 
 /// The thread's stack; only what is used of it takes memory. Key exchanges run on it.
 const STACK: usize = 512 * 1024;
@@ -118,6 +118,11 @@ pub(crate) struct WeakHandle {
 }
 
 impl WeakHandle {
+    /// The handle itself, if the connection still has one.
+    pub fn upgrade(&self) -> Option<Handle> {
+        Some(Handle { inner: self.inner.upgrade()? })
+    }
+
     pub fn close(&self, token: Token) {
         self.post(Request::Close(token));
     }

@@ -6,7 +6,7 @@
 //! lock is held for moving buffers only, never across a wait or a system call.
 //!
 //! Credits: what arrived and was not consumed is counted here; the transport grants the peer what
-//! [`State::allowance`] says. So a reader that stops holds back its own channel and nobody else's.
+//! [`Credit`] says. So a reader that stops holds back its own channel and nobody else's.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -51,6 +51,8 @@ pub(crate) struct Pipe {
 #[derive(Debug)]
 struct State {
     stage: Stage,
+    /// While it starts: the channel is open.
+    opened: bool,
     streams: [Inbound; 2],
     /// In which order the streams' bytes arrived; kept until a stream is read on its own.
     order: Option<VecDeque<Piece>>,
@@ -68,6 +70,7 @@ struct State {
     status: Option<ExitStatus>,
     lost: Option<Error>,
     cancelled: bool,
+    /// When output last came, or, if that was later, was last read: who waits for us is not silent.
     last_output: Instant,
 }
 
@@ -175,6 +178,7 @@ impl Pipe {
         };
         let state = State {
             stage: Stage::Starting,
+            opened: false,
             streams: [inbound(), inbound()],
             order: Some(VecDeque::new()),
             eof: false,
@@ -231,9 +235,18 @@ impl Pipe {
 
 /// The transport's side.
 impl Pipe {
+    /// The channel is open; what it is for is being asked for.
+    pub fn opened(&self) {
+        self.lock().opened = true;
+    }
+
     /// The channel is open and what it is for has started.
     pub fn started(&self) {
-        self.lock().stage = Stage::Running;
+        let mut state = self.lock();
+        state.stage = Stage::Running;
+        // It could not say anything before.
+        state.last_output = Instant::now();
+        drop(state);
         self.news.notify_all();
     }
 
@@ -492,12 +505,13 @@ impl Limit {
     }
 
     pub fn after(timeout: Option<Duration>) -> Limit {
-        Limit { total: timeout.map(|t| (Instant::now() + t, t)), idle: None }
+        // A time that no clock can tell is no limit.
+        Limit { total: timeout.and_then(|t| Some((Instant::now().checked_add(t)?, t))), idle: None }
     }
 
     /// The earlier of the two deadlines, given when output last came.
     fn deadline(&self, last_output: Instant) -> Option<Instant> {
-        let idle = self.idle.map(|t| last_output + t);
+        let idle = self.idle.and_then(|t| last_output.checked_add(t));
         match (self.total.map(|(at, _)| at), idle) {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
@@ -508,18 +522,17 @@ impl Limit {
     fn error(&self, phase: Phase, last_output: Instant) -> Error {
         match (self.total, self.idle) {
             (Some((at, limit)), _) if at <= Instant::now() => Error::timeout(phase, limit),
-            (_, Some(idle)) if last_output + idle <= Instant::now() => Error::timeout(Phase::Idle, idle),
+            (_, Some(idle)) if last_output.elapsed() >= idle => Error::timeout(Phase::Idle, idle),
             (Some((_, limit)), _) => Error::timeout(phase, limit),
             (None, idle) => Error::timeout(Phase::Idle, idle.unwrap_or_default()),
         }
     }
 }
 
-/// The user's side. `poke` posts a request to the transport: [`Request::Consumed`] or [`Request::Wrote`]
-/// (see [`super::message::Request`]).
+/// The user's side. `poke` posts a [`Request`](super::message::Request) to the transport: `Consumed` or `Wrote`.
 impl Pipe {
     /// Waits until the channel runs or failed.
-    pub fn wait_started(&self, limit: &Limit, phase: Phase) -> Result<()> {
+    pub fn wait_started(&self, limit: &Limit) -> Result<()> {
         let mut state = self.lock();
         loop {
             match &state.stage {
@@ -533,6 +546,7 @@ impl Pipe {
             let (guard, in_time) = Pipe::wait(&self.news, state, limit.total.map(|(at, _)| at));
             state = guard;
             if !in_time {
+                let phase = if state.opened { Phase::Exec } else { Phase::Open };
                 return Err(limit.error(phase, state.last_output));
             }
         }
@@ -676,6 +690,9 @@ impl Pipe {
         let inbound = &mut state.streams[stream.index()];
         let n = n.min(inbound.unread());
         inbound.consumed += n;
+        if n > 0 {
+            state.last_output = Instant::now();
+        }
         self.shared.unread.fetch_sub(n, Ordering::Relaxed);
         state.unreported += n;
         let step = if self.shared.withheld.load(Ordering::Relaxed) { 1 } else { self.shared.report_step };
@@ -861,8 +878,11 @@ impl Pipe {
     /// Waits for the final status. `reads`: the streams that nobody has taken and that the wait stands in for.
     pub fn wait_status(&self, reads: [bool; 2], limit: &Limit, poke: &dyn Fn()) -> Result<ExitStatus> {
         let mut state = self.lock();
-        state.wait_reads = reads;
-        if reads != [false; 2] && state.status.is_none() {
+        let counts = reads != [false; 2];
+        if counts {
+            state.wait_reads = reads;
+        }
+        if counts && state.status.is_none() {
             drop(state);
             poke();
             state = self.lock();
@@ -881,7 +901,9 @@ impl Pipe {
                 break Err(limit.error(Phase::Total, state.last_output));
             }
         };
-        state.wait_reads = [false; 2];
+        if counts {
+            state.wait_reads = [false; 2];
+        }
         outcome
     }
 

@@ -17,6 +17,9 @@ const MAX_SPARES: usize = 4;
 const SPARES_IDLE: Duration = Duration::from_secs(30);
 /// A limit that was met is believed for so long; then it is tried again.
 const LIMIT_BELIEVED: Duration = Duration::from_secs(30);
+/// A server may count a session for so long after its end. sshd does until it has handled all it read together with
+/// our CLOSE, and an OPEN that follows at once is part of that.
+const LINGERS: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 pub(crate) struct Sessions {
@@ -35,6 +38,8 @@ pub(crate) struct Sessions {
     parked: VecDeque<Token>,
     /// How many sessions the server allowed when it last refused one.
     limit: Option<(usize, Instant)>,
+    /// When a session ended last.
+    last_end: Option<Instant>,
 }
 
 impl Sessions {
@@ -48,6 +53,7 @@ impl Sessions {
             last_start: None,
             parked: VecDeque::new(),
             limit: None,
+            last_end: None,
         }
     }
 
@@ -135,6 +141,16 @@ impl Sessions {
     pub fn next_review(&self) -> Option<Instant> {
         let last = self.last_start?;
         (self.spares.len() > 1).then(|| last + SPARES_IDLE)
+    }
+
+    /// A session has ended.
+    pub fn ended(&mut self, now: Instant) {
+        self.last_end = Some(now);
+    }
+
+    /// Whether one had ended just before this, or has since: a refusal then may be of the past.
+    pub fn ended_about(&self, asked: Instant) -> bool {
+        self.last_end.is_some_and(|end| asked.saturating_duration_since(end) < LINGERS)
     }
 
     /// Whether a session may be asked for while `held` are open or being opened.

@@ -10,6 +10,8 @@ mod connect;
 mod connecting;
 /// Against containers; run by `make docker-test`.
 mod docker;
+/// The programs below examples/.
+mod examples;
 /// The tests of the tools below.
 mod fixtures;
 /// Servers that break the rules, and networks that break packets.

@@ -146,6 +146,7 @@ impl EventLoop {
         self.owners.insert(id, Owner::User(token));
         entry.id = Some(id);
         entry.on_spare = on_spare;
+        entry.pipe.opened();
         entry.stage = Stage::Preparing(prepare(&mut self.connection, id, &entry.plan));
         self.prepared(token);
     }
@@ -206,9 +207,15 @@ impl EventLoop {
             self.entries.remove(&token);
             return;
         }
-        let held = self.confirmed_sessions();
         // OpenSSH says "connect failed" when MaxSessions is reached; others say "resource shortage".
-        let looks_like_limit = was_session && matches!(reason, 2 | 4) && held > 0;
+        let looks_like_limit = was_session && matches!(reason, 2 | 4);
+        if looks_like_limit && !entry.asked_again && self.sessions.ended_about(entry.asked) {
+            entry.asked_again = true;
+            self.open(token);
+            return;
+        }
+        let held = self.confirmed_sessions();
+        let looks_like_limit = looks_like_limit && held > 0;
         if looks_like_limit {
             self.sessions.limit_met(held, Instant::now());
             if self.at_limit(token) == AtLimit::Wait {
@@ -238,7 +245,9 @@ impl EventLoop {
     /// The peer's CLOSE: the last that is heard of a channel.
     pub(super) fn closed(&mut self, id: ChannelId) {
         log::debug!("{id}: closed");
-        self.session_channels.remove(&id);
+        if self.session_channels.remove(&id) {
+            self.sessions.ended(Instant::now());
+        }
         let owner = self.owners.remove(&id);
         self.sessions.spare_closed(id);
         if let Some(Owner::User(token)) = owner {

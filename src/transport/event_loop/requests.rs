@@ -52,6 +52,7 @@ impl EventLoop {
             in_turn: false,
             mark: 0,
             on_spare: false,
+            asked_again: false,
         };
         // From here on the entry answers for the pipe.
         start.answered();
