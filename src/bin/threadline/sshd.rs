@@ -334,7 +334,10 @@ impl Sshd {
     pub fn known_hosts_for(&self, port: u16) -> io::Result<PathBuf> {
         let path = self.dir().join(format!("known_hosts.{port}"));
         let lines: String = self.host_keys.iter().map(|key| format!("[{HOST}]:{port} {key}\n")).collect();
-        fs::write(&path, lines)?;
+        // Not written anew: a client may be reading it.
+        if !fs::read_to_string(&path).is_ok_and(|written| written == lines) {
+            fs::write(&path, lines)?;
+        }
         Ok(path)
     }
 
