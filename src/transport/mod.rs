@@ -92,7 +92,6 @@ pub(crate) fn start(packets: Packets, pool: Pool, config: Config, name: &str) ->
         ended: Arc::new(OnceLock::new()),
         withheld: Arc::new(AtomicBool::new(false)),
         unread_limit: config.unread_limit,
-        report_step: u64::from(config.window / flow::STEPS).max(1),
     };
     let event_loop = EventLoop::new(packets, requests, Arc::clone(&wake), shared.clone(), config);
     let thread = std::thread::Builder::new()

@@ -308,14 +308,28 @@ impl EventLoop {
         }
         let outstanding = u64::from(self.connection.granted(id));
         let Some(bytes) = entry.flow.grant(credit.allowed, outstanding) else { return };
-        if self.shared.unread.load(Ordering::Relaxed) >= self.config.memory_limit {
-            self.shared.withheld.store(true, Ordering::Relaxed);
+        if self.memory_is_full() {
             if !self.withheld.contains(&token) {
                 self.withheld.push(token);
             }
             return;
         }
         self.connection.grant(id, bytes);
+    }
+
+    /// Whether nothing may be granted; then the next read is reported, however small.
+    fn memory_is_full(&self) -> bool {
+        let full = || self.shared.unread.load(Ordering::SeqCst) >= self.config.memory_limit;
+        if !full() {
+            return false;
+        }
+        self.shared.withheld.store(true, Ordering::SeqCst);
+        // Again: what was read before the reader could see the mark is not reported.
+        if full() {
+            return true;
+        }
+        self.shared.withheld.store(!self.withheld.is_empty(), Ordering::SeqCst);
+        false
     }
 
     pub(super) fn credit_withheld(&mut self) {

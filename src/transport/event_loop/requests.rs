@@ -39,6 +39,7 @@ impl EventLoop {
         let now = Instant::now();
         let (token, pipe, plan) = (start.token, Arc::clone(&start.pipe), start.plan.clone());
         let window = self.initial_window();
+        pipe.set_window(window);
         let entry = Entry {
             pipe,
             plan,
