@@ -110,6 +110,7 @@ impl EventLoop {
             self.packets.exchange_deadline(self.config.exchange_timeout),
             self.graces.iter().map(|&(at, _)| at).min(),
             self.sessions.next_review(),
+            self.sessions.next_try(),
             (!self.trimmed).then(|| last + TRIM_AFTER),
         ]
         .into_iter()
