@@ -28,7 +28,9 @@ impl EventLoop {
                 self.connection.global_request(&name, &data, true);
                 self.globals.push_back(GlobalWaiter::User { name, reply });
             }
-            Request::Finish { deadline, limit, done } => self.ending = Ending::Finish { deadline, limit, done },
+            Request::Finish { deadline, limit, done } => {
+                self.ending = Ending::Finish { deadline, limit, done, sent: false };
+            }
             Request::Abandon => self.ending = Ending::Now,
             Request::Inject(Fault::Loop) => self.fault = Some(Fault::Loop),
             Request::Inject(fault) => self.packets.inject(fault),
