@@ -20,6 +20,8 @@ const LIMIT_BELIEVED: Duration = Duration::from_secs(30);
 /// A server may count a session for so long after its end. sshd does until it has handled all it read together with
 /// our CLOSE, and an OPEN that follows at once is part of that; and until the command's process is gone.
 const LINGERS: Duration = Duration::from_secs(1);
+/// After this long an open in advance is not waited for by a command.
+const OVERDUE: Duration = Duration::from_secs(1);
 /// The pause before another try when a refusal may be about sessions that have ended.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -27,8 +29,8 @@ const PAUSE: Duration = Duration::from_millis(50);
 pub(crate) struct Sessions {
     /// Opened in advance and confirmed.
     spares: VecDeque<ChannelId>,
-    /// Opened in advance, not answered yet.
-    opening: Vec<ChannelId>,
+    /// Opened in advance, not answered yet: since when.
+    opening: Vec<(ChannelId, Instant)>,
     /// Spares wanted.
     target: usize,
     /// Never again: refused, closed by the server twice, or turned off.
@@ -80,12 +82,10 @@ impl Sessions {
     }
 
     /// A spare that is on its way: waiting for it is shorter than asking for another.
-    pub fn take_opening(&mut self) -> Option<ChannelId> {
-        if self.opening.is_empty() {
-            None
-        } else {
-            Some(self.opening.remove(0))
-        }
+    /// Not if its answer is long overdue: one that is never answered must not take a command with it.
+    pub fn take_opening(&mut self, now: Instant) -> Option<(ChannelId, Instant)> {
+        let at = self.opening.iter().position(|&(_, asked)| now.duration_since(asked) < OVERDUE)?;
+        Some(self.opening.remove(at))
     }
 
     /// How many spares are to be opened now.
@@ -96,13 +96,13 @@ impl Sessions {
         self.target.saturating_sub(self.spares.len() + self.opening.len())
     }
 
-    pub fn spare_opening(&mut self, id: ChannelId) {
-        self.opening.push(id);
+    pub fn spare_opening(&mut self, id: ChannelId, now: Instant) {
+        self.opening.push((id, now));
     }
 
     /// If the channel was opened in advance: it is ready now.
     pub fn spare_opened(&mut self, id: ChannelId) -> bool {
-        let Some(at) = self.opening.iter().position(|&o| o == id) else { return false };
+        let Some(at) = self.opening.iter().position(|&(o, _)| o == id) else { return false };
         self.opening.swap_remove(at);
         self.spares.push_back(id);
         true
@@ -110,7 +110,7 @@ impl Sessions {
 
     /// If the channel was opened in advance: the server refused it. No spares any more.
     pub fn spare_refused(&mut self, id: ChannelId) -> bool {
-        let Some(at) = self.opening.iter().position(|&o| o == id) else { return false };
+        let Some(at) = self.opening.iter().position(|&(o, _)| o == id) else { return false };
         self.opening.swap_remove(at);
         self.give_up();
         true

@@ -13,7 +13,7 @@ impl EventLoop {
             let id = self.connection.open("session", &[], self.initial_window());
             self.session_channels.insert(id);
             self.owners.insert(id, Owner::Spare);
-            self.sessions.spare_opening(id);
+            self.sessions.spare_opening(id, Instant::now());
         }
         self.close_surplus();
     }
