@@ -1,15 +1,16 @@
 //! What goes up: input, and its end.
 
-use std::io::{ErrorKind, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use threadline::{Client, Error, OnDrop, Phase};
 
-use super::{meanwhile, own, Echo};
+use super::{client_of, meanwhile, own, Echo};
 use crate::connect::{builder_via, client, PATIENCE};
 use crate::proxy::{Direction, Proxy};
+use crate::rogue::{Behaviour, Input, Rogue};
 use crate::sshd::Sshd;
 use crate::util::{eventually, noise, output_within, sha256, within};
 
@@ -141,7 +142,7 @@ fn writing_to_a_command_that_ended_is_a_broken_pipe_and_harms_nothing_else() {
     let client = client(&server);
     within(PATIENCE, move || {
         let mut other = Echo::on(&client);
-        for command in ["true", "head -c 10 >/dev/null", "exec <&-; sleep 0.2"] {
+        for command in ["true", "head -c 10 >/dev/null"] {
             let mut child = client.exec_command(command).unwrap();
             let mut stdin = child.stdin.take().unwrap();
             let error = stdin.write_all(&vec![0; 64 << 20]).unwrap_err();
@@ -169,6 +170,46 @@ fn what_a_command_left_unread_at_its_end_is_reported_by_finish() {
         let outcome = queued.map_err(|e| own(&e)).and_then(|()| stdin.finish(PATIENCE));
         assert!(matches!(outcome, Err(Error::BrokenPipe)), "{outcome:?}");
         assert_eq!(child.wait().unwrap().code(), Some(3));
+        Echo::on(&client).ends_well();
+    });
+}
+
+#[test]
+fn a_command_that_says_it_reads_no_more_is_a_broken_pipe_while_it_runs() {
+    // OpenSSH's `eow@openssh.com`. sshd itself says it to its own client only; what it gets then it throws away.
+    let server = Rogue::serving(|| {
+        Behaviour::new().on_exec(|conn, channel, _| {
+            conn.set_input(channel, Input::Stall)?;
+            conn.eow(channel)?;
+            conn.data(channel, b"still here")
+        })
+    });
+    let client = client_of(&server);
+    within(PATIENCE, move || {
+        let mut child = client.exec_command("x").unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        let error = stdin.write_all(&vec![0; 64 << 20]).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::BrokenPipe);
+        let mut said = [0; 10];
+        child.stdout.as_mut().unwrap().read_exact(&mut said).unwrap();
+        assert_eq!(&said, b"still here");
+        assert_eq!(child.try_wait().unwrap(), None);
+        drop((child, server));
+    });
+}
+
+#[test]
+fn a_command_that_closed_its_input_and_runs_on_harms_nobody() {
+    let server = Sshd::start().unwrap();
+    let client = client(&server);
+    within(PATIENCE, move || {
+        let mut child = client.exec_command("exec <&-; sleep 0.3; echo done; exit 5").unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        // Whether this is taken is the server's choice; it must not end in a wait.
+        let written = stdin.write_all(&vec![0; 8 << 20]);
+        assert!(written.is_ok() || matches!(own(&written.unwrap_err()), Error::BrokenPipe));
+        let output = child.output().unwrap();
+        assert_eq!((output.stdout.as_slice(), output.status.code()), (b"done\n".as_slice(), Some(5)));
         Echo::on(&client).ends_well();
     });
 }
