@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Error, Phase, Result, Stream};
 use crate::exit_status::ExitStatus;
-use crate::kill;
+use crate::kill::{self, KillOutcome};
 use crate::transport::chunk::ByteQueue;
 use crate::transport::message::{Notice, PtySize, SessionPlan, Token};
 use crate::transport::pipe::{Limit, Merged, Pipe};
@@ -421,11 +421,17 @@ pub struct Control {
     handle: WeakHandle,
     token: Token,
     pipe: Arc<Pipe>,
+    process_group: Option<kill::Group>,
 }
 
 impl Control {
     pub(crate) fn new(channel: &Channel) -> Control {
-        Control { handle: channel.handle.downgrade(), token: channel.token, pipe: Arc::clone(&channel.pipe) }
+        Control {
+            handle: channel.handle.downgrade(),
+            token: channel.token,
+            pipe: Arc::clone(&channel.pipe),
+            process_group: channel.process_group.get().copied(),
+        }
     }
 
     /// Ends every wait on this channel, now and later, with [`Error::Cancelled`], and closes the channel.
@@ -447,6 +453,22 @@ impl Control {
     /// Tells the remote side the terminal's new size (RFC 4254 §6.7). Does not wait.
     pub fn resize(&self, size: PtySize) {
         self.handle.tell(self.token, Notice::Resize(size));
+    }
+
+    /// As [`Child::kill_after`](crate::Child::kill_after), while others read what the command still prints and wait for
+    /// its end. Blocks for at most `grace` and a few seconds.
+    ///
+    /// # Errors
+    ///
+    /// As [`Child::kill`](crate::Child::kill).
+    pub fn kill_after(&self, grace: Duration) -> Result<KillOutcome> {
+        match self.process_group {
+            Some(group) => kill::group(&self.handle.upgrade().ok_or(Error::Closed)?, group, grace),
+            None => {
+                self.signal("KILL");
+                Ok(KillOutcome::Unknown)
+            }
+        }
     }
 
     /// Waits for the command's end, without ending its input and without reading its output: somebody else does that.

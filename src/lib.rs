@@ -308,6 +308,7 @@
 #[cfg(windows)]
 compile_error!("threadline needs a Unix: it waits with poll and talks to agents over Unix sockets");
 
+mod about;
 mod channel;
 mod child;
 mod client;
@@ -323,6 +324,7 @@ mod quote;
 mod shell;
 mod transport;
 
+pub use about::{agent_keys, check_seam, known_hosts_files, versions, AgentKey, Versions};
 pub use channel::{ChildStderr, ChildStdin, ChildStdout, Control, OnDrop};
 pub use child::{Child, Line, Output, OutputLines};
 pub use client::{Client, ClientBuilder};

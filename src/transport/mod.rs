@@ -40,7 +40,7 @@ use packet::Packets;
 use pipe::{Pipe, Shared};
 use wake::Wake;
 
-pub(crate) use sys::EAGAIN;
+pub(crate) use sys::{check_seam, versions, EAGAIN};
 
 /// The thread's stack; only what is used of it takes memory. Key exchanges run on it.
 const STACK: usize = 512 * 1024;
@@ -117,6 +117,11 @@ pub(crate) struct WeakHandle {
 }
 
 impl WeakHandle {
+    /// The handle itself, if the connection still has one.
+    pub fn upgrade(&self) -> Option<Handle> {
+        Some(Handle { inner: self.inner.upgrade()? })
+    }
+
     pub fn close(&self, token: Token) {
         self.post(Request::Close(token));
     }

@@ -62,6 +62,8 @@ struct State {
     /// reader that has read the whole window must not keep it to itself.
     report_step: u64,
     outbound: Outbound,
+    /// Whoever waits for output has been told to look (or is about to be) and has not yet done so.
+    woken: bool,
     /// `wait` waits, and counts as a reader of these streams.
     wait_reads: [bool; 2],
     /// What the server said about the command's end so far.
@@ -114,6 +116,8 @@ struct Outbound {
     sent: u64,
     /// Taken by the kernel in all, as far as the transport has looked.
     flushed: u64,
+    /// Somebody waits for room.
+    room_wanted: bool,
     /// Somebody waits for `flushed`.
     flush_wanted: bool,
     eof_wanted: bool,
@@ -158,6 +162,8 @@ pub(crate) struct Credit {
     pub allowed: u64,
     /// Received and not consumed.
     pub unread: u64,
+    /// Somebody waits for what was queued: [`Pipe::wake_readers`] is due.
+    pub wake: bool,
 }
 
 impl Pipe {
@@ -185,11 +191,13 @@ impl Pipe {
                 written: 0,
                 sent: 0,
                 flushed: 0,
+                room_wanted: false,
                 flush_wanted: false,
                 eof_wanted: false,
                 eof_flushed: false,
                 broken: false,
             },
+            woken: false,
             wait_reads: [false; 2],
             said: None,
             status: None,
@@ -267,9 +275,11 @@ impl Pipe {
         self.failed(error);
     }
 
-    /// Queues received bytes; the answer says what may be granted now.
+    /// Queues received bytes; the answer says what may be granted now, and whether readers are to be woken. They are
+    /// not woken here: a wake-up for every packet would cost more than the packet.
     pub fn push(&self, stream: Stream, buffer: Vec<u8>, range: std::ops::Range<usize>, window: u64) -> Credit {
         let len = range.len();
+        let mut wake = false;
         let mut state = self.lock();
         state.last_output = Instant::now();
         let inbound = &mut state.streams[stream.index()];
@@ -284,11 +294,14 @@ impl Pipe {
             inbound.queue.push(buffer, range, &self.shared.pool);
             self.shared.unread.fetch_add(len as u64, Ordering::Relaxed);
             self.note_order(&mut state, stream, len);
-            if state.streams[stream.index()].waiting {
-                self.news.notify_all();
-            }
+            wake = state.streams[stream.index()].waiting && !std::mem::replace(&mut state.woken, true);
         }
-        self.credit(&mut state, window)
+        Credit { wake, ..self.credit(&mut state, window) }
+    }
+
+    /// Wakes whoever waits for output.
+    pub fn wake_readers(&self) {
+        self.news.notify_all();
     }
 
     fn note_order(&self, state: &mut State, stream: Stream, len: usize) {
@@ -332,7 +345,7 @@ impl Pipe {
         if state.wait_reads != [false; 2] {
             allowed = allowed.max(self.credit_for_wait(state, window, total));
         }
-        Credit { allowed, unread: total }
+        Credit { allowed, unread: total, wake: false }
     }
 
     /// `wait` reads what nobody has taken: it is kept up to the limit, and thrown away, counted, beyond.
@@ -429,10 +442,11 @@ impl Pipe {
     /// `n` more bytes went to libssh2.
     pub fn sent(&self, n: usize) {
         let mut state = self.lock();
-        let full_before = state.outbound.ahead() >= OUTBOUND_LIMIT as u64;
         state.outbound.sent += n as u64;
-        // A writer that waited is woken when a good piece of room is there, not for every packet.
-        if full_before || state.outbound.ahead() < OUTBOUND_LIMIT as u64 / 2 {
+        // A writer that waits is woken when a good piece of room is there, not for every packet.
+        let outbound = &mut state.outbound;
+        if outbound.ahead() <= OUTBOUND_LIMIT as u64 / 2 && std::mem::take(&mut outbound.room_wanted) {
+            drop(state);
             self.room.notify_all();
         }
     }
@@ -656,7 +670,12 @@ impl Pipe {
     }
 
     /// One wait for news; an error when a deadline has passed, counted anew if output came meanwhile.
-    fn wait_for_output<'a>(&self, state: MutexGuard<'a, State>, limit: &Limit) -> (MutexGuard<'a, State>, Result<()>) {
+    fn wait_for_output<'a>(
+        &self,
+        mut state: MutexGuard<'a, State>,
+        limit: &Limit,
+    ) -> (MutexGuard<'a, State>, Result<()>) {
+        state.woken = false;
         let deadline = limit.deadline(state.last_output);
         let (state, in_time) = Pipe::wait(&self.news, state, deadline);
         let passed = limit.deadline(state.last_output).is_some_and(|d| d <= Instant::now());
@@ -804,6 +823,7 @@ impl Pipe {
                 }
                 return Ok(n);
             }
+            state.outbound.room_wanted = true;
             let (guard, in_time) = Pipe::wait(&self.room, state, limit.total.map(|(at, _)| at));
             state = guard;
             if !in_time {

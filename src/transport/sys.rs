@@ -42,6 +42,7 @@ const CALLBACK_RECV: c_int = 6;
 
 const MSG_IGNORE: u8 = 2;
 const MSG_KEXINIT: u8 = 20;
+const MSG_USERAUTH_BANNER: u8 = 53;
 const MSG_NEWKEYS: u8 = 21;
 /// The first message number of the connection protocol (RFC 4250 §4.1.2).
 const FIRST_CONNECTION_MESSAGE: u8 = 80;
@@ -91,6 +92,15 @@ unsafe extern "C" {
         data2: *const u8,
         data2_len: usize,
     ) -> c_int;
+    fn ssh2_packet_ask(
+        session: *mut LIBSSH2_SESSION,
+        kind: u8,
+        data: *mut *mut u8,
+        data_len: *mut usize,
+        match_offset: c_int,
+        match_bytes: *const u8,
+        match_len: usize,
+    ) -> c_int;
     fn ssh2_packet_add(
         session: *mut LIBSSH2_SESSION,
         data: *mut u8,
@@ -105,6 +115,9 @@ unsafe extern "C" {
     ) -> Option<GenericCallback>;
     fn libssh2_session_set_read_timeout(session: *mut LIBSSH2_SESSION, seconds: c_long);
     fn libssh2_session_set_last_error(session: *mut LIBSSH2_SESSION, code: c_int, message: *const c_char) -> c_int;
+    fn libssh2_version(required: c_int) -> *const c_char;
+    /// libcrypto's, which the bundled libssh2 is linked with on every Unix.
+    fn OpenSSL_version(kind: c_int) -> *const c_char;
     fn libssh2_userauth_publickey(
         session: *mut LIBSSH2_SESSION,
         username: *const c_char,
@@ -113,6 +126,25 @@ unsafe extern "C" {
         sign: SignFn,
         context: *mut *mut c_void,
     ) -> c_int;
+}
+
+/// The versions of libssh2 and of OpenSSL that this process runs with, as they say it.
+pub(crate) fn versions() -> (String, String) {
+    // SAFETY: both return a static NUL-terminated text for 0 (OPENSSL_VERSION), or null.
+    let texts = unsafe { [libssh2_version(0), OpenSSL_version(0)] };
+    let [libssh2, openssl] = texts.map(|text| match NonNull::new(text.cast_mut()) {
+        // SAFETY: see above.
+        Some(text) => unsafe { CStr::from_ptr(text.as_ptr()) }.to_string_lossy().into_owned(),
+        None => "unknown".to_owned(),
+    });
+    (libssh2, openssl)
+}
+
+/// Puts our method into libssh2's table as a connection does, or says why that is impossible.
+pub(crate) fn check_seam() -> Result<(), String> {
+    let session = Session::new().map_err(|e| format!("libssh2 cannot make a session: {}", e.message()))?;
+    let raw = NonNull::from(&mut *session.raw());
+    install_method(raw)
 }
 
 /// Our method in the place of libssh2's "none".
@@ -334,6 +366,26 @@ impl RawSession {
             return Ok(None);
         }
         Err(self.last_error().unwrap_or((ERROR_PROTO, "no answer to the question for methods".into())))
+    }
+
+    /// Banners (RFC 4252 §5.4) that libssh2 has received and not looked at: it does so only in
+    /// [`userauth_list`](RawSession::userauth_list).
+    pub fn take_unread_banners(&mut self) -> Vec<Vec<u8>> {
+        let _entered = Entered::new(self.tap);
+        let mut banners = Vec::new();
+        loop {
+            let (mut data, mut len) = (ptr::null_mut(), 0);
+            // SAFETY: the session is alive; the packet that is handed over was malloc'ed by libssh2's default allocator,
+            // is ours from here on and is freed once.
+            unsafe {
+                if ssh2_packet_ask(self.raw.as_ptr(), MSG_USERAUTH_BANNER, &mut data, &mut len, 0, ptr::null(), 0) != 0
+                {
+                    return banners;
+                }
+                banners.push(std::slice::from_raw_parts(data, len).to_vec());
+                libc::free(data.cast());
+            }
+        }
     }
 
     /// Public-key authentication (RFC 4252 §7) with a signature made by `sign`, which gets the bytes to sign and
@@ -713,3 +765,6 @@ impl std::fmt::Debug for RawSession {
         f.debug_struct("RawSession").finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

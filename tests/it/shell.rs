@@ -80,7 +80,7 @@ fn type_size_and_modes_arrive() {
 #[test]
 fn a_command_on_a_terminal_has_one_stream() {
     within(PATIENCE, || {
-        let server = Sshd::start().unwrap();
+        let server = Sshd::builder().login_shell("/bin/sh").start().unwrap();
         let on_terminal = client(&server).sh("stty size; echo err >&2; test -t 0").pty(Pty::default());
         let out = on_terminal.output().unwrap();
         assert_eq!((out.stdout.as_slice(), out.stderr.as_slice()), (b"24 80\r\nerr\r\n".as_slice(), b"".as_slice()));
@@ -155,7 +155,7 @@ fn what_is_typed_reaches_the_running_program() {
 #[test]
 fn a_dropped_shell_is_hung_up() {
     within(PATIENCE, || {
-        let server = Sshd::start().unwrap();
+        let server = Sshd::builder().login_shell("/bin/sh").start().unwrap();
         let client = client(&server);
         client.ping(PATIENCE).unwrap();
         let before = server.processes().len();

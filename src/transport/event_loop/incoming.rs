@@ -1,6 +1,7 @@
 //! What arrives, and what may arrive: events of the connection protocol, and credit.
 
 use std::sync::atomic::Ordering;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::super::chunk::ByteQueue;
@@ -8,7 +9,7 @@ use super::super::message::{AtLimit, Token};
 use super::super::packet::Incoming;
 use super::super::pipe::Credit;
 use super::entry::{begin, prepare, Asked, Entry, Owner, Stage};
-use super::{EventLoop, GlobalWaiter, TURN_BYTES, TURN_PACKETS};
+use super::{EventLoop, GlobalWaiter, TURN_BYTES, TURN_PACKETS, WAKE_BYTES};
 use crate::connection::{ChannelId, Event, OpenFailure};
 use crate::error::{escape, Error, Result, Stream};
 use crate::exit_status::{ExitSignal, ExitStatus};
@@ -22,10 +23,18 @@ impl EventLoop {
         for _ in 0..TURN_PACKETS {
             match self.packets.receive()? {
                 Incoming::Payload(payload) => self.payload(payload)?,
-                Incoming::Empty | Incoming::Later => return Ok(()),
+                Incoming::Empty | Incoming::Later => break,
             }
         }
+        self.wake_readers();
         Ok(())
+    }
+
+    /// Wakes those for whom something was queued. At the connection's end everybody is woken anyway.
+    fn wake_readers(&mut self) {
+        for pipe in self.waking.drain(..) {
+            pipe.wake_readers();
+        }
     }
 
     pub(super) fn payload(&mut self, payload: Vec<u8>) -> Result<()> {
@@ -47,7 +56,13 @@ impl EventLoop {
         let credit = entry.pipe.push(stream, payload, range, entry.flow.window());
         let round_trip = self.round_trip.unwrap_or_default();
         entry.flow.received(len, credit.unread, round_trip, Instant::now());
+        if credit.wake {
+            self.waking.push(Arc::clone(&entry.pipe));
+        }
         self.grant(token, credit);
+        if credit.unread >= WAKE_BYTES {
+            self.wake_readers();
+        }
     }
 
     pub(super) fn event(&mut self, event: Event<'_>) {

@@ -9,7 +9,7 @@
 use std::ffi::{c_char, c_int, c_long, c_uint, c_void, CStr};
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, Ordering};
-use std::sync::OnceLock;
+use std::sync::{Once, OnceLock};
 
 use libssh2_sys::LIBSSH2_SESSION;
 
@@ -98,20 +98,20 @@ impl Framing {
 
 /// Replaces the methods, the first time.
 pub(super) fn install() {
-    ORIGINAL.get_or_init(|| {
-        let found = common_functions()?;
-        // SAFETY: the table is a static, writable, NULL-terminated array of pointers to static structs of the layout
-        // above (crypt.c); its pointers are read and written atomically because other threads may be reading. The
-        // copies live for ever, as what they replace does.
-        unsafe {
-            for_each_slot(|slot, method| {
-                if has_functions(method, found) {
-                    let ours = CryptMethod { init: Some(on_init), crypt: Some(on_crypt), ..*method };
-                    slot.store(ptr::from_mut(Box::leak(Box::new(ours))), Ordering::Release);
-                }
-            });
-        }
-        Some(found)
+    static STORED: Once = Once::new();
+    // The functions that ours call must be known before anybody can get ours: another thread may be in a handshake of
+    // its own right now.
+    let Some(found) = *ORIGINAL.get_or_init(common_functions) else { return };
+    // SAFETY: the table is a static, writable, NULL-terminated array of pointers to static structs of the layout above
+    // (crypt.c); its pointers are read and written atomically because other threads may be reading. The copies live for
+    // ever, as what they replace does.
+    STORED.call_once(|| unsafe {
+        for_each_slot(|slot, method| {
+            if has_functions(method, found) {
+                let ours = CryptMethod { init: Some(on_init), crypt: Some(on_crypt), ..*method };
+                slot.store(ptr::from_mut(Box::leak(Box::new(ours))), Ordering::Release);
+            }
+        });
     });
 }
 
@@ -209,10 +209,11 @@ unsafe extern "C" fn on_crypt(
     let Some(Some((_, crypt))) = ORIGINAL.get() else { return ERROR_DECRYPT };
     // SAFETY: libssh2's own arguments, for the function that stood here before.
     let rc = unsafe { crypt(session, sequence, block, len, context, firstlast) };
-    if rc != 0 || firstlast & FIRST_BLOCK == 0 || len < LENGTH {
+    let tap = ACTIVE.get();
+    if rc != 0 || firstlast & FIRST_BLOCK == 0 || len < LENGTH || tap.is_null() {
         return rc;
     }
-    in_callback(ACTIVE.get(), ERROR_DECRYPT, |state| match state.framing {
+    in_callback(tap, ERROR_DECRYPT, |state| match state.framing {
         Some(framing) if framing.context == context as usize => {
             let at = if framing.length == LengthField::Before { block.wrapping_sub(LENGTH) } else { block };
             // SAFETY: the block has at least four bytes; with encrypt-then-MAC libssh2 keeps the length right before
