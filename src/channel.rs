@@ -369,6 +369,9 @@ impl ChildStdin {
 
     /// Ends the input and waits until everything written, and the end, has been handed to the network.
     ///
+    /// The server may hold some of it when this returns, and sshd throws that away when the connection ends: before
+    /// this process does, [`wait`](crate::Child::wait) for the command or [`close`](crate::Client::close) the client.
+    ///
     /// # Errors
     ///
     /// [`Error::Timeout`] when `deadline` passes first (what is queued still goes out in the background),

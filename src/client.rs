@@ -145,12 +145,14 @@ impl Client {
         self.handle.lost()
     }
 
-    /// Sends everything that is queued on every channel, says goodbye, and waits for the end; at most for `deadline`
-    /// and a few seconds more for the goodbye. Commands that still run are hung up. All clones are closed.
+    /// Sends everything that is queued on every channel, waits until the server has passed it on to its commands, says
+    /// goodbye, and waits for the end; at most for `deadline` and a few seconds more for the goodbye. Commands that
+    /// still run are hung up. All clones are closed.
     ///
     /// # Errors
     ///
-    /// [`Error::Timeout`] if something queued did not go out in time, or why the connection had been lost.
+    /// [`Error::Timeout`] if something queued did not go out in time or a command did not take its input, or why the
+    /// connection had been lost.
     pub fn close(&self, deadline: Duration) -> Result<()> {
         self.handle.finish(deadline)
     }

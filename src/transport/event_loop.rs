@@ -100,6 +100,8 @@ enum Ending {
         deadline: Instant,
         limit: Duration,
         done: Sender<Result<(), Error>>,
+        /// All that was queued is with the kernel, and the channels are being closed.
+        sent: bool,
     },
     /// Say goodbye now.
     Now,

@@ -92,7 +92,6 @@ pub(crate) fn start(packets: Packets, pool: Pool, config: Config, name: &str) ->
         ended: Arc::new(OnceLock::new()),
         withheld: Arc::new(AtomicBool::new(false)),
         unread_limit: config.unread_limit,
-        report_step: u64::from(config.window / flow::STEPS).max(1),
     };
     let event_loop = EventLoop::new(packets, requests, Arc::clone(&wake), shared.clone(), config);
     let thread = std::thread::Builder::new()
@@ -182,6 +181,10 @@ impl Handle {
 
     /// Sends everything queued on every channel, disconnects, and waits for the thread's end.
     pub fn finish(&self, timeout: Duration) -> Result<()> {
+        if self.inner.forked() {
+            // There is no thread to join, and joining it would not end.
+            return Err(Error::Closed);
+        }
         let deadline = Instant::now() + timeout;
         let (done, outcome) = bounded(1);
         self.inner.post(Request::Finish { deadline, limit: timeout, done });
@@ -218,9 +221,14 @@ impl Handle {
 }
 
 impl Inner {
+    /// Whether this is a process that was forked from the connection's.
+    fn forked(&self) -> bool {
+        std::process::id() != self.process
+    }
+
     /// Never blocks. A request that nobody takes any more is dropped, which tells its waiter.
     fn post(&self, request: Request) {
-        if std::process::id() != self.process {
+        if self.forked() {
             return;
         }
         if self.inbox.send(request).is_ok() {

@@ -14,6 +14,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::chunk::{ByteQueue, Pool};
+use super::flow::STEPS;
 use crate::error::{Error, Phase, Result, Stream};
 use crate::exit_status::ExitStatus;
 
@@ -32,8 +33,6 @@ pub(crate) struct Shared {
     pub unread_limit: u64,
     /// Something was not granted because of the memory limit: every read is to be reported.
     pub withheld: Arc<AtomicBool>,
-    /// Bytes read between two reports to the transport: an eighth of the window.
-    pub report_step: u64,
 }
 
 /// See the module's documentation.
@@ -59,6 +58,9 @@ struct State {
     eof: bool,
     /// Read since the transport last heard of it.
     unreported: u64,
+    /// Bytes read between two reports to the transport: an eighth of this channel's window, however small that is. A
+    /// reader that has read the whole window must not keep it to itself.
+    report_step: u64,
     outbound: Outbound,
     /// Whoever waits for output has been told to look (or is about to be) and has not yet done so.
     woken: bool,
@@ -183,6 +185,7 @@ impl Pipe {
             order: Some(VecDeque::new()),
             eof: false,
             unreported: 0,
+            report_step: 1,
             outbound: Outbound {
                 queue: ByteQueue::default(),
                 written: 0,
@@ -238,6 +241,11 @@ impl Pipe {
     /// The channel is open; what it is for is being asked for.
     pub fn opened(&self) {
         self.lock().opened = true;
+    }
+
+    /// The window that the peer is granted at first.
+    pub fn set_window(&self, window: u32) {
+        self.lock().report_step = u64::from(window / STEPS).max(1);
     }
 
     /// The channel is open and what it is for has started.
@@ -693,9 +701,10 @@ impl Pipe {
         if n > 0 {
             state.last_output = Instant::now();
         }
-        self.shared.unread.fetch_sub(n, Ordering::Relaxed);
+        // In one order with the transport's look at both: either it sees what was read, or we see that it waits.
+        self.shared.unread.fetch_sub(n, Ordering::SeqCst);
         state.unreported += n;
-        let step = if self.shared.withheld.load(Ordering::Relaxed) { 1 } else { self.shared.report_step };
+        let step = if self.shared.withheld.load(Ordering::SeqCst) { 1 } else { state.report_step };
         if state.unreported < step {
             return false;
         }

@@ -114,6 +114,7 @@ impl EventLoop {
     }
 
     pub(super) fn opened(&mut self, id: ChannelId) {
+        self.sessions.began(self.confirmed_sessions());
         if self.sessions.spare_opened(id) {
             log::debug!("{id}: open in advance");
             self.use_spare_for_parked();
@@ -208,23 +209,25 @@ impl EventLoop {
             return;
         }
         // OpenSSH says "connect failed" when MaxSessions is reached; others say "resource shortage".
-        let looks_like_limit = was_session && matches!(reason, 2 | 4);
-        if looks_like_limit && !entry.asked_again && self.sessions.ended_about(entry.asked) {
-            entry.asked_again = true;
-            self.open(token);
-            return;
-        }
+        let no_room = was_session && matches!(reason, 2 | 4);
+        let ended_about = self.sessions.ended_about(entry.asked);
+        let first = !std::mem::replace(&mut entry.asked_again, true);
         let held = self.confirmed_sessions();
-        let looks_like_limit = looks_like_limit && held > 0;
+        let looks_like_limit = no_room && (held > 0 || ended_about);
         if looks_like_limit {
-            self.sessions.limit_met(held, Instant::now());
             if self.at_limit(token) == AtLimit::Wait {
+                self.sessions.limit_met(held, ended_about, Instant::now());
                 self.park_again(token);
                 return;
             }
+            if ended_about && first {
+                self.open(token);
+                return;
+            }
+            self.sessions.limit_met(held, ended_about, Instant::now());
         }
         let kind = "session".to_owned();
-        let limit = looks_like_limit.then_some(held);
+        let limit = (looks_like_limit && held > 0).then_some(held);
         self.fail(token, Error::OpenRefused { kind, reason, description, limit });
     }
 
@@ -323,14 +326,28 @@ impl EventLoop {
         }
         let outstanding = u64::from(self.connection.granted(id));
         let Some(bytes) = entry.flow.grant(credit.allowed, outstanding) else { return };
-        if self.shared.unread.load(Ordering::Relaxed) >= self.config.memory_limit {
-            self.shared.withheld.store(true, Ordering::Relaxed);
+        if self.memory_is_full() {
             if !self.withheld.contains(&token) {
                 self.withheld.push(token);
             }
             return;
         }
         self.connection.grant(id, bytes);
+    }
+
+    /// Whether nothing may be granted; then the next read is reported, however small.
+    fn memory_is_full(&self) -> bool {
+        let full = || self.shared.unread.load(Ordering::SeqCst) >= self.config.memory_limit;
+        if !full() {
+            return false;
+        }
+        self.shared.withheld.store(true, Ordering::SeqCst);
+        // Again: what was read before the reader could see the mark is not reported.
+        if full() {
+            return true;
+        }
+        self.shared.withheld.store(!self.withheld.is_empty(), Ordering::SeqCst);
+        false
     }
 
     pub(super) fn credit_withheld(&mut self) {

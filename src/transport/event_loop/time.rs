@@ -13,7 +13,7 @@ impl EventLoop {
             let id = self.connection.open("session", &[], self.initial_window());
             self.session_channels.insert(id);
             self.owners.insert(id, Owner::Spare);
-            self.sessions.spare_opening(id);
+            self.sessions.spare_opening(id, Instant::now());
         }
         self.close_surplus();
     }
@@ -110,6 +110,7 @@ impl EventLoop {
             self.packets.exchange_deadline(self.config.exchange_timeout),
             self.graces.iter().map(|&(at, _)| at).min(),
             self.sessions.next_review(),
+            self.sessions.next_try(),
             (!self.trimmed).then(|| last + TRIM_AFTER),
         ]
         .into_iter()
