@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Error, Phase, Result, Stream};
 use crate::exit_status::ExitStatus;
-use crate::kill;
+use crate::kill::{self, KillOutcome};
 use crate::transport::chunk::ByteQueue;
 use crate::transport::message::{Notice, PtySize, SessionPlan, Token};
 use crate::transport::pipe::{Limit, Merged, Pipe};
@@ -18,11 +18,13 @@ use crate::transport::{Handle, WeakHandle};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum OnDrop {
-    /// The channel is closed. What that does to the command is the server's choice: sshd closes its pipes (so the next
-    /// write fails) and, with a terminal, sends SIGHUP; a command that neither writes nor reads goes on.
+    /// The channel is closed. What that does to the command is the server's choice: sshd closes its pipes (its next
+    /// write fails with SIGPIPE, its input is at its end) and, with a terminal, sends SIGHUP; a command that neither
+    /// writes nor reads goes on.
     #[default]
     HangUp,
-    /// The command runs on to its end; its output is thrown away and its stdin is at end of file.
+    /// The command runs on to its end; its output is thrown away and its stdin is at end of file. That needs the
+    /// connection: when the last [`Client`](crate::Client) goes too, it is as with `HangUp`.
     Leave,
     /// The command is ended: its process group if it was started with
     /// [`process_group`](crate::Command::process_group) (TERM, a grace of 5 s, KILL), else by the SSH signal KILL,
@@ -39,7 +41,7 @@ pub(crate) struct Channel {
     pub limit: Limit,
     on_drop: OnDrop,
     /// The remote process group, once known.
-    pub process_group: std::sync::OnceLock<u32>,
+    pub process_group: std::sync::OnceLock<kill::Group>,
 }
 
 impl Channel {
@@ -60,12 +62,12 @@ impl Channel {
             on_drop,
             process_group: std::sync::OnceLock::new(),
         });
-        let earlier = match (limit.total, start.total) {
-            (Some(a), Some(b)) => Limit { total: Some(if a.0 <= b.0 { a } else { b }), idle: None },
-            (a, b) => Limit { total: a.or(b), idle: None },
-        };
-        // If this fails the channel is dropped, which closes it in the background.
-        channel.pipe.wait_started(&earlier, Phase::Open)?;
+        let limit = Limit { total: earlier(limit.total, start.total), idle: None };
+        if let Err(error) = channel.pipe.wait_started(&limit) {
+            // Whatever is to happen to a command that runs: nobody will know of this one.
+            channel.close();
+            return Err(error);
+        }
         Ok(channel)
     }
 
@@ -140,6 +142,8 @@ pub(crate) struct StreamReader {
     taken: ByteQueue,
     /// Read from `taken`, not yet reported.
     unreported: u64,
+    /// When that is reported, at the latest.
+    step: u64,
     ended: bool,
     timeout: Option<Duration>,
 }
@@ -151,7 +155,8 @@ const REPORT: u64 = 128 * 1024;
 impl StreamReader {
     pub fn new(channel: Arc<Channel>, stream: Stream) -> StreamReader {
         channel.pipe.take_stream(stream);
-        StreamReader { channel, stream, taken: ByteQueue::default(), unreported: 0, ended: false, timeout: None }
+        let step = channel.pipe.report_step().min(REPORT);
+        StreamReader { channel, stream, taken: ByteQueue::default(), unreported: 0, step, ended: false, timeout: None }
     }
 
     pub fn channel(&self) -> &Arc<Channel> {
@@ -176,19 +181,14 @@ impl StreamReader {
     }
 
     fn limit(&self) -> Limit {
-        let Some(timeout) = self.timeout else { return self.channel.limit };
-        let own = (Instant::now() + timeout, timeout);
-        let total = match self.channel.limit.total {
-            Some(total) if total.0 <= own.0 => total,
-            _ => own,
-        };
-        Limit { total: Some(total), idle: self.channel.limit.idle }
+        let own = Limit::after(self.timeout);
+        Limit { total: earlier(own.total, self.channel.limit.total), idle: self.channel.limit.idle }
     }
 
     pub fn consume(&mut self, n: usize) {
         self.taken.consume(n, self.channel.pipe.pool());
         self.unreported += n as u64;
-        if self.unreported >= self.channel.pipe.report_step().min(REPORT) {
+        if self.unreported >= self.step {
             let n = std::mem::take(&mut self.unreported);
             if self.channel.pipe.consumed(self.stream, n) {
                 self.channel.poke_consumed();
@@ -239,6 +239,8 @@ pub(crate) struct MergedReader {
     channel: Arc<Channel>,
     taken: Merged,
     unreported: [u64; 2],
+    /// When that is reported, at the latest.
+    step: u64,
     /// What the last call showed, to be consumed by the next.
     shown: Option<(Stream, usize)>,
 }
@@ -247,7 +249,8 @@ impl MergedReader {
     pub fn new(channel: Arc<Channel>) -> MergedReader {
         channel.pipe.take_stream(Stream::Stdout);
         channel.pipe.take_stream(Stream::Stderr);
-        MergedReader { channel, taken: Merged::default(), unreported: [0; 2], shown: None }
+        let step = channel.pipe.report_step().min(REPORT);
+        MergedReader { channel, taken: Merged::default(), unreported: [0; 2], step, shown: None }
     }
 
     /// The next bytes in order of arrival, and when they arrived; `None` when both streams have ended.
@@ -272,8 +275,7 @@ impl MergedReader {
         self.taken.consume(n, self.channel.pipe.pool());
         let unreported = &mut self.unreported[stream.index()];
         *unreported += n as u64;
-        let step = self.channel.pipe.report_step().min(REPORT);
-        if *unreported >= step && self.channel.pipe.consumed(stream, std::mem::take(unreported)) {
+        if *unreported >= self.step && self.channel.pipe.consumed(stream, std::mem::take(unreported)) {
             self.channel.poke_consumed();
         }
     }
@@ -306,6 +308,10 @@ macro_rules! output_stream {
             /// Gives the stream to a merged reader: what was taken and not read goes back.
             pub(crate) fn hand_over(self) {
                 self.reader.hand_over();
+            }
+
+            pub(crate) fn into_reader(self) -> StreamReader {
+                self.reader
             }
 
             /// Limits each read; `None` (the default) waits as long as the command may run.
@@ -372,6 +378,9 @@ impl ChildStdin {
 
     /// Ends the input and waits until everything written, and the end, has been handed to the network.
     ///
+    /// The server may hold some of it when this returns, and sshd throws that away when the connection ends: before
+    /// this process does, [`wait`](crate::Child::wait) for the command or [`close`](crate::Client::close) the client.
+    ///
     /// # Errors
     ///
     /// [`Error::Timeout`] when `deadline` passes first (what is queued still goes out in the background),
@@ -420,11 +429,17 @@ pub struct Control {
     handle: WeakHandle,
     token: Token,
     pipe: Arc<Pipe>,
+    process_group: Option<kill::Group>,
 }
 
 impl Control {
     pub(crate) fn new(channel: &Channel) -> Control {
-        Control { handle: channel.handle.downgrade(), token: channel.token, pipe: Arc::clone(&channel.pipe) }
+        Control {
+            handle: channel.handle.downgrade(),
+            token: channel.token,
+            pipe: Arc::clone(&channel.pipe),
+            process_group: channel.process_group.get().copied(),
+        }
     }
 
     /// Ends every wait on this channel, now and later, with [`Error::Cancelled`], and closes the channel.
@@ -441,6 +456,36 @@ impl Control {
     /// Sends a signal by name without "SIG", e.g. `TERM` (RFC 4254 §6.9). The server may ignore it, and does not say.
     pub fn signal(&self, name: &str) {
         self.handle.tell(self.token, Notice::Signal(name.to_owned()));
+    }
+
+    /// Tells the remote side the terminal's new size (RFC 4254 §6.7). Does not wait.
+    pub fn resize(&self, size: PtySize) {
+        self.handle.tell(self.token, Notice::Resize(size));
+    }
+
+    /// As [`Child::kill_after`](crate::Child::kill_after), while others read what the command still prints and wait for
+    /// its end. Blocks for at most `grace` and a few seconds.
+    ///
+    /// # Errors
+    ///
+    /// As [`Child::kill`](crate::Child::kill).
+    pub fn kill_after(&self, grace: Duration) -> Result<KillOutcome> {
+        match self.process_group {
+            Some(group) => kill::group(&self.handle.upgrade().ok_or(Error::Closed)?, group, grace),
+            None => {
+                self.signal("KILL");
+                Ok(KillOutcome::Unknown)
+            }
+        }
+    }
+
+    /// Waits for the command's end, without ending its input and without reading its output: somebody else does that.
+    ///
+    /// # Errors
+    ///
+    /// Why the end will not be known: the channel was closed or cancelled on our side, or the connection was lost.
+    pub fn wait(&self) -> Result<ExitStatus> {
+        self.pipe.wait_status([false; 2], &Limit::none(), &|| ())
     }
 
     /// How the command ended, once the server has said so; without waiting.

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::channel::{with_received, Channel, ChildStderr, ChildStdin, ChildStdout, Control, MergedReader};
+use crate::channel::{
+    earlier, with_received, Channel, ChildStderr, ChildStdin, ChildStdout, Control, MergedReader, StreamReader,
+};
 use crate::command::{ExitPolicy, Kind};
 use crate::error::{Error, Received, Result, Stream};
 use crate::exit_status::ExitStatus;
@@ -25,6 +27,9 @@ const KILL_GRACE: Duration = Duration::from_secs(5);
 ///
 /// A child whose output nobody reads is held back by the server after 2 MiB (the receive window), as a local one is by
 /// a full pipe.
+///
+/// The streams live on their own: with `client.exec_command("…")?.stdout`, which drops the rest of the child, the
+/// command's input is at its end and its errors are thrown away, and it goes on until that stream is dropped, too.
 #[derive(Debug)]
 pub struct Child {
     /// The command's input, if it is piped. Dropping it ends the input.
@@ -36,8 +41,8 @@ pub struct Child {
     channel: Arc<Channel>,
     exit_policy: ExitPolicy,
     pumps: Vec<JoinHandle<()>>,
-    /// Once somebody reads both streams in order of arrival.
-    merged: Option<MergedReader>,
+    /// Once somebody reads the streams as one.
+    joined: Option<Joined>,
 }
 
 /// What a command printed, and how it ended.
@@ -55,7 +60,7 @@ pub struct Output {
 impl Child {
     pub(crate) fn new(channel: Arc<Channel>, stdio: [Kind; 3], exit_policy: ExitPolicy) -> Result<Child> {
         let mut child =
-            Child { stdin: None, stdout: None, stderr: None, channel, exit_policy, pumps: Vec::new(), merged: None };
+            Child { stdin: None, stdout: None, stderr: None, channel, exit_policy, pumps: Vec::new(), joined: None };
         child.connect_stdin(stdio[0])?;
         child.connect_stdout(stdio[1])?;
         child.connect_stderr(stdio[2])?;
@@ -97,7 +102,8 @@ impl Child {
         Ok(())
     }
 
-    /// Ends the command's input and waits for the command's end.
+    /// Ends the command's input, if it is still here, and waits for the command's end. May be called again; the answer
+    /// stays the same.
     ///
     /// Output that nobody has taken is read meanwhile: up to the client's unread limit (64 MiB) is kept and can be
     /// read afterwards, the rest is thrown away, which reading then reports as [`Error::Discarded`].
@@ -118,15 +124,14 @@ impl Child {
     pub fn wait_timeout(&mut self, timeout: Duration) -> Result<ExitStatus> {
         let mut limit = Limit::after(Some(timeout));
         limit.idle = self.channel.limit.idle;
-        if let (Some(own), Some(total)) = (limit.total, self.channel.limit.total) {
-            limit.total = Some(if total.0 < own.0 { total } else { own });
-        }
+        limit.total = earlier(limit.total, self.channel.limit.total);
         self.wait_within(&limit)
     }
 
     fn wait_within(&mut self, limit: &Limit) -> Result<ExitStatus> {
         drop(self.stdin.take());
-        let reads = [self.stdout.is_some(), self.stderr.is_some()];
+        let joined = self.joined.as_ref().map_or([false; 2], Joined::streams);
+        let reads = [self.stdout.is_some() || joined[0], self.stderr.is_some() || joined[1]];
         let status = self.channel.wait(reads, limit)?;
         for pump in self.pumps.drain(..) {
             let _ = pump.join();
@@ -134,7 +139,8 @@ impl Child {
         Ok(status)
     }
 
-    /// How the command ended, if it has; without waiting.
+    /// How the command ended, if it has; without waiting. It leaves the input open and reads nothing: a command that
+    /// prints more than the receive window never ends unless somebody reads.
     ///
     /// # Errors
     ///
@@ -160,63 +166,56 @@ impl Child {
     }
 
     fn collect(&mut self, received: &mut Received) -> Result<()> {
-        match (self.stdout.take(), self.stderr.take()) {
-            (Some(stdout), Some(stderr)) => {
-                let merged = self.merge(stdout, stderr);
-                while let Some((stream, _, bytes)) = merged.next()? {
-                    match stream {
-                        Stream::Stdout => received.stdout.extend_from_slice(bytes),
-                        Stream::Stderr => received.stderr.extend_from_slice(bytes),
-                    }
-                }
-                Ok(())
+        let joined = self.join();
+        while let Some((stream, _, bytes)) = joined.next()? {
+            match stream {
+                Stream::Stdout => received.stdout.extend_from_slice(bytes),
+                Stream::Stderr => received.stderr.extend_from_slice(bytes),
             }
-            (Some(stdout), None) => read_all(stdout, &mut received.stdout),
-            (None, Some(stderr)) => read_all(stderr, &mut received.stderr),
-            (None, None) => Ok(()),
         }
+        Ok(())
     }
 
-    /// Turns the two streams, untouched or not, into one that is read in order of arrival.
-    fn merge(&mut self, stdout: ChildStdout, stderr: ChildStderr) -> &mut MergedReader {
-        let reader = MergedReader::new(Arc::clone(stdout.channel()));
-        stdout.hand_over();
-        stderr.hand_over();
-        self.merged.insert(reader)
+    /// Makes one of the streams that are still here, touched or not.
+    fn join(&mut self) -> &mut Joined {
+        let Child { stdout, stderr, joined, .. } = self;
+        joined.get_or_insert_with(|| Joined::new(stdout.take(), stderr.take()))
     }
 
     /// Both streams, line by line in order of arrival, each line with its stream and the time it arrived.
     ///
-    /// Ends the command's input. The child comes back from [`OutputLines::into_child`] for its status.
-    ///
-    /// # Panics
-    ///
-    /// If a stream was taken out before or is not piped: there would be nothing to merge.
+    /// Ends the command's input. A stream that was taken out before, or is not piped, is left out. The child comes
+    /// back from [`OutputLines::into_child`] for its status.
     #[must_use]
     pub fn lines(mut self) -> OutputLines {
         drop(self.stdin.take());
-        let (Some(stdout), Some(stderr)) = (self.stdout.take(), self.stderr.take()) else {
-            panic!("lines() needs both stdout and stderr piped and not taken out");
-        };
-        self.merge(stdout, stderr);
+        self.join();
         OutputLines::new(self)
     }
 
     /// Sends a signal by name without "SIG", such as `TERM` or `INT` (RFC 4254 §6.9). Does not wait; the server may
-    /// ignore it and does not say. sshd delivers it to the command's process group, though some versions not for root.
+    /// ignore it and does not say. sshd knows HUP, INT, KILL, QUIT, TERM, USR1 and USR2 and delivers them to the
+    /// command's process group; not to root's commands (some versions), not to forced ones, and not in the first
+    /// moment, before the command has a group.
     pub fn signal(&self, name: &str) {
         self.channel.signal(name);
     }
 
     /// Ends the command and its children: TERM, five seconds, KILL, to the remote process group, from a second channel
-    /// of this connection; then looks whether anything is left.
+    /// of this connection; then looks whether anything is left. The child stays as it is: [`wait`](Child::wait) tells
+    /// how the command took it.
+    ///
+    /// Unlike with std it is not too late when the command itself has ended: what it left behind in its group is ended.
+    /// A number that has been given to another process group since is not touched.
     ///
     /// Without [`process_group`](crate::Command::process_group) the group is not known: the SSH signal KILL is sent,
     /// and the outcome is [`KillOutcome::Unknown`].
     ///
     /// # Errors
     ///
-    /// When the second channel could not be opened or the connection was lost.
+    /// When the second channel could not be opened or the connection was lost. Where the server allows no more sessions
+    /// (sshd's MaxSessions) it waits for one to end, as long as twice the grace and ten seconds; then it is
+    /// [`Error::Timeout`], and [`signal`](Child::signal) is what is left.
     pub fn kill(&mut self) -> Result<KillOutcome> {
         self.kill_after(KILL_GRACE)
     }
@@ -240,7 +239,7 @@ impl Child {
     /// [`process_group`](crate::Command::process_group) and told it.
     #[must_use]
     pub fn process_group_id(&self) -> Option<u32> {
-        self.channel.process_group.get().copied()
+        self.channel.process_group.get().map(|group| group.id)
     }
 
     /// Closes the channel without waiting. What that does to the command is the server's choice.
@@ -261,8 +260,52 @@ impl Child {
     }
 }
 
-fn read_all(mut from: impl Read, into: &mut Vec<u8>) -> Result<()> {
-    from.read_to_end(into).map(drop).map_err(Error::from_io)
+/// A child's streams, read as one by one reader.
+#[derive(Debug)]
+enum Joined {
+    Both(MergedReader),
+    /// The other stream is read elsewhere or not piped. The number is what the last call showed.
+    One(Stream, StreamReader, usize),
+    Neither,
+}
+
+impl Joined {
+    fn new(stdout: Option<ChildStdout>, stderr: Option<ChildStderr>) -> Joined {
+        match (stdout, stderr) {
+            (Some(stdout), Some(stderr)) => {
+                let reader = MergedReader::new(Arc::clone(stdout.channel()));
+                stdout.hand_over();
+                stderr.hand_over();
+                Joined::Both(reader)
+            }
+            (Some(stdout), None) => Joined::One(Stream::Stdout, stdout.into_reader(), 0),
+            (None, Some(stderr)) => Joined::One(Stream::Stderr, stderr.into_reader(), 0),
+            (None, None) => Joined::Neither,
+        }
+    }
+
+    /// Which streams it reads.
+    fn streams(&self) -> [bool; 2] {
+        match self {
+            Joined::Both(_) => [true; 2],
+            Joined::One(stream, ..) => [*stream == Stream::Stdout, *stream == Stream::Stderr],
+            Joined::Neither => [false; 2],
+        }
+    }
+
+    /// The next bytes and when they arrived (of one stream alone: when they were read); `None` at the end.
+    fn next(&mut self) -> Result<Option<(Stream, Instant, &[u8])>> {
+        match self {
+            Joined::Both(reader) => reader.next(),
+            Joined::One(stream, reader, shown) => {
+                reader.consume(std::mem::take(shown));
+                let bytes = reader.fill()?;
+                *shown = bytes.len();
+                Ok((!bytes.is_empty()).then(|| (*stream, Instant::now(), bytes)))
+            }
+            Joined::Neither => Ok(None),
+        }
+    }
 }
 
 /// Copies one stream to another on a thread of its own.
@@ -287,7 +330,7 @@ fn pump(name: &str, from: impl Read + Send + 'static, to: impl Write + Send + 's
 pub struct Line {
     /// The stream it came on.
     pub stream: Stream,
-    /// When its last bytes arrived, to the millisecond.
+    /// When its last bytes arrived, to the millisecond; if only one of the streams is read, when they were read.
     pub arrived: Instant,
     /// The bytes, without the newline.
     pub bytes: Vec<u8>,
@@ -329,9 +372,10 @@ impl OutputLines {
         }
     }
 
-    /// The child, to wait for its status. Lines not read yet are lost.
+    /// The child, to wait for its status. Lines not read yet are thrown away.
     #[must_use]
-    pub fn into_child(self) -> Child {
+    pub fn into_child(mut self) -> Child {
+        self.child.joined = Some(Joined::Neither);
         self.child
     }
 
@@ -341,8 +385,7 @@ impl OutputLines {
     }
 
     fn read_more(&mut self) -> Result<()> {
-        let Some(merged) = self.child.merged.as_mut() else { return Ok(()) };
-        match merged.next()? {
+        match self.child.join().next()? {
             Some((stream, arrived, bytes)) => {
                 self.last_arrival = arrived;
                 self.buffers[stream.index()].push(bytes, &mut self.lines);
@@ -401,19 +444,8 @@ impl Iterator for OutputLines {
 /// A stream that was taken out before, or is not piped, is left out.
 impl ChunkSource for Child {
     fn next_chunk(&mut self) -> Result<Option<(Stream, &[u8])>> {
-        if self.merged.is_none() {
-            drop(self.stdin.take());
-            let (stdout, stderr) = (self.stdout.take(), self.stderr.take());
-            if let Some(stdout) = stdout {
-                stdout.hand_over();
-            }
-            if let Some(stderr) = stderr {
-                stderr.hand_over();
-            }
-            self.merged = Some(MergedReader::new(Arc::clone(&self.channel)));
-        }
-        let Some(merged) = self.merged.as_mut() else { return Ok(None) };
-        Ok(merged.next()?.map(|(stream, _, bytes)| (stream, bytes)))
+        drop(self.stdin.take());
+        Ok(self.join().next()?.map(|(stream, _, bytes)| (stream, bytes)))
     }
 
     fn ending(&mut self) -> Result<Ending> {

@@ -10,9 +10,10 @@ use zeroize::Zeroizing;
 use crate::connect::auth::{authenticate, Credentials};
 use crate::connect::handshake::{handshake, Algorithms, Deadline, Handshake, Preferences};
 use crate::connect::host_key::{self, KnownHosts};
+use crate::connect::key_file;
 use crate::connect::tcp::{self, TcpLimits};
 use crate::connect::{HostKey, HostName, MissingHostKeyPolicy, RejectPolicy, Target};
-use crate::error::{escape, Error, Result};
+use crate::error::{escape, AuthAttempt, Error, Result};
 use crate::transport::chunk::Pool;
 use crate::transport::message::AtLimit;
 use crate::transport::packet::Packets;
@@ -47,6 +48,9 @@ pub struct Client {
     about: Arc<About>,
 }
 
+/// Shows the server's words before authentication.
+type BannerFn = Arc<dyn Fn(&str) + Send + Sync>;
+
 /// What does not change during a connection.
 #[derive(Debug)]
 struct About {
@@ -55,6 +59,7 @@ struct About {
     address: SocketAddr,
     handshake: Handshake,
     auth_banner: Option<String>,
+    authenticated_by: AuthAttempt,
     command_timeout: Option<Duration>,
     at_limit: AtLimit,
 }
@@ -111,6 +116,12 @@ impl Client {
         self.about.auth_banner.as_deref()
     }
 
+    /// The authentication attempt that got us in: the method and the key.
+    #[must_use]
+    pub fn authenticated_by(&self) -> &AuthAttempt {
+        &self.about.authenticated_by
+    }
+
     /// The host key that the server proved to hold.
     #[must_use]
     pub fn host_key(&self) -> &HostKey {
@@ -134,12 +145,14 @@ impl Client {
         self.handle.lost()
     }
 
-    /// Sends everything that is queued on every channel, says goodbye, and waits for the end; at most for `deadline`
-    /// and a few seconds more for the goodbye. Commands that still run are hung up. All clones are closed.
+    /// Sends everything that is queued on every channel, waits until the server has passed it on to its commands, says
+    /// goodbye, and waits for the end; at most for `deadline` and a few seconds more for the goodbye. Commands that
+    /// still run are hung up. All clones are closed.
     ///
     /// # Errors
     ///
-    /// [`Error::Timeout`] if something queued did not go out in time, or why the connection had been lost.
+    /// [`Error::Timeout`] if something queued did not go out in time or a command did not take its input, or why the
+    /// connection had been lost.
     pub fn close(&self, deadline: Duration) -> Result<()> {
         self.handle.finish(deadline)
     }
@@ -172,6 +185,7 @@ pub struct ClientBuilder {
     user: Option<String>,
     port: Option<u16>,
     credentials: Credentials,
+    on_auth_banner: Option<BannerFn>,
     known_hosts: Option<Vec<PathBuf>>,
     policy: Arc<dyn MissingHostKeyPolicy>,
     preferences: Preferences,
@@ -203,6 +217,7 @@ impl ClientBuilder {
             user: None,
             port: None,
             credentials: Credentials { agent: true, ..Credentials::default() },
+            on_auth_banner: None,
             known_hosts: None,
             policy: Arc::new(RejectPolicy),
             preferences: Preferences::default(),
@@ -225,7 +240,7 @@ impl ClientBuilder {
         }
     }
 
-    /// The remote user; overrides one in the target. The default is the local user's name.
+    /// The remote user; overrides one in the target. The default is the local user's name (USER, LOGNAME, passwd).
     pub fn user(mut self, user: &str) -> Self {
         self.user = Some(user.to_owned());
         self
@@ -259,6 +274,20 @@ impl ClientBuilder {
     /// Whether to try the keys of the agent at SSH_AUTH_SOCK. The default is yes.
     pub fn agent(mut self, agent: bool) -> Self {
         self.credentials.agent = agent;
+        self
+    }
+
+    /// The agent's socket, in place of what SSH_AUTH_SOCK names. `~/` stands for the home directory.
+    pub fn agent_socket(mut self, path: impl AsRef<Path>) -> Self {
+        self.credentials.agent = true;
+        self.credentials.agent_socket = Some(expand_home(path.as_ref()));
+        self
+    }
+
+    /// Called with what the server shows before authentication (RFC 4252 §5.4), whether or not authentication succeeds
+    /// afterwards. Escape it before showing it. [`Client::auth_banner`] has it, too.
+    pub fn on_auth_banner(mut self, show: impl Fn(&str) + Send + Sync + 'static) -> Self {
+        self.on_auth_banner = Some(Arc::new(show));
         self
     }
 
@@ -412,14 +441,18 @@ impl ClientBuilder {
         let mut packets = self.seam(stream, pool.clone())?;
         let handshake = self.exchange_keys(&mut packets, &host, &known, total)?;
         host_key::check(&known, &*self.policy, &host, &handshake.host_key)?;
-        self.log_in(&mut packets, &user, &host, total)?;
+        let logged_in = self.log_in(&mut packets, &user, &host, total);
         let auth_banner = auth_banner(&mut packets);
+        if let (Some(show), Some(banner)) = (&self.on_auth_banner, &auth_banner) {
+            show(banner);
+        }
+        let authenticated_by = logged_in?;
         packets.begin_connection();
         log::info!("connected to {host} as {}", escape(&user));
         let handle = transport::start(packets, pool, self.config, host.host())?;
 
         let (command_timeout, at_limit) = (self.command_timeout, self.at_limit);
-        let about = About { user, host, address, handshake, auth_banner, command_timeout, at_limit };
+        let about = About { user, host, address, handshake, auth_banner, authenticated_by, command_timeout, at_limit };
         Ok(Client { handle, about: Arc::new(about) })
     }
 
@@ -455,7 +488,13 @@ impl ClientBuilder {
         handshake(packets, host.host(), &preferences, Deadline::new(self.handshake_timeout, total))
     }
 
-    fn log_in(&self, packets: &mut Packets, user: &str, host: &HostName, total: Option<Deadline>) -> Result<()> {
+    fn log_in(
+        &self,
+        packets: &mut Packets,
+        user: &str,
+        host: &HostName,
+        total: Option<Deadline>,
+    ) -> Result<AuthAttempt> {
         let mut credentials = self.credentials.clone();
         if credentials.identities.is_empty() {
             credentials.default_identities = true;
@@ -467,20 +506,51 @@ impl ClientBuilder {
     }
 }
 
+/// All that the server showed (RFC 4252 §5.4): what libssh2 has looked at, and what it has not.
 fn auth_banner(packets: &mut Packets) -> Option<String> {
-    packets.session(|s| s.userauth_banner().ok().flatten().map(str::to_owned))
+    let mut banner = packets.session(|s| s.userauth_banner().ok().flatten().unwrap_or_default().as_bytes().to_vec());
+    for message in packets.raw().take_unread_banners() {
+        let mut rest = message.get(1..).unwrap_or_default();
+        banner.extend_from_slice(key_file::take_string(&mut rest).unwrap_or_default());
+    }
+    (!banner.is_empty()).then(|| String::from_utf8_lossy(&banner).into_owned())
 }
 
+/// The local user's name: USER, LOGNAME, or what /etc/passwd calls our user id.
 fn local_user() -> Result<String> {
     ["USER", "LOGNAME"]
         .into_iter()
         .find_map(|name| std::env::var(name).ok().filter(|user| !user.is_empty()))
-        .ok_or_else(|| Error::invalid("no user was given and neither USER nor LOGNAME is set; write user@host"))
+        .or_else(|| user_of(&std::fs::read_to_string("/etc/passwd").ok()?, rustix::process::getuid().as_raw()))
+        .ok_or_else(|| Error::invalid("no user was given, and the local one's name is not known; write user@host"))
+}
+
+/// The name that a passwd(5) file has for a user id.
+fn user_of(passwd: &str, uid: u32) -> Option<String> {
+    let uid = uid.to_string();
+    passwd.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)? == uid && !name.is_empty()).then(|| name.to_owned())
+    })
 }
 
 fn expand_home(path: &Path) -> PathBuf {
     match (path.strip_prefix("~"), host_key::home_dir()) {
         (Ok(rest), Some(home)) => home.join(rest),
         _ => path.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_user_id_has_the_name_that_passwd_says() {
+        let passwd = "root:x:0:0:root:/root:/bin/sh\n# nonsense\n:x:7:7::/:\nann:x:1000:1000::/home/ann:/bin/sh\n";
+        assert_eq!(user_of(passwd, 1000).as_deref(), Some("ann"));
+        assert_eq!(user_of(passwd, 0).as_deref(), Some("root"));
+        assert_eq!((user_of(passwd, 7), user_of(passwd, 100)), (None, None));
     }
 }

@@ -428,14 +428,6 @@ impl Error {
         Error::Io { context: context.into(), source: Arc::new(source) }
     }
 
-    /// The error inside an [`io::Error`] that one of our own streams gave; any other stays an I/O error.
-    pub(crate) fn from_io(error: io::Error) -> Self {
-        match error.get_ref().and_then(|e| e.downcast_ref::<Error>()) {
-            Some(own) => own.clone(),
-            None => Error::io("a stream failed", error),
-        }
-    }
-
     pub(crate) fn invalid(what: impl Into<String>) -> Self {
         Error::InvalidInput { what: what.into() }
     }

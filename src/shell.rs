@@ -65,6 +65,9 @@ impl TerminalMode {
     const UNDEFINED: u8 = 160;
 }
 
+/// The longest terminal type; the request must fit into one packet.
+const LONGEST_TERM: usize = 1024;
+
 impl Pty {
     /// A terminal of this type (the remote TERM), 80 columns and 24 rows, with the server's own modes.
     pub fn new(term: &str) -> Pty {
@@ -84,7 +87,11 @@ impl Pty {
         self
     }
 
-    pub(crate) fn request(&self) -> message::Pty {
+    pub(crate) fn request(&self) -> Result<message::Pty> {
+        if self.term.len() > LONGEST_TERM {
+            let message = format!("a terminal type has at most {LONGEST_TERM} bytes, this one {}", self.term.len());
+            return Err(Error::invalid(message));
+        }
         let mut modes = Vec::with_capacity(self.modes.len() * 5 + 1);
         for (mode, value) in &self.modes {
             if mode.0 != TerminalMode::END && mode.0 < TerminalMode::UNDEFINED {
@@ -93,7 +100,7 @@ impl Pty {
             }
         }
         modes.push(TerminalMode::END);
-        message::Pty { term: self.term.clone(), size: self.size, modes }
+        Ok(message::Pty { term: self.term.clone(), size: self.size, modes })
     }
 }
 
@@ -108,7 +115,11 @@ impl Default for Pty {
 ///
 /// What is typed is echoed, prompts are printed, and there is no telling one command's output from the next; for
 /// commands take [`Client::exec_command`]. [`split`](Shell::split) gives two ends for two threads. Dropping it closes
-/// the channel, and the server hangs the shell up.
+/// the channel, and the server hangs the shell up: it and the program in its foreground get SIGHUP.
+///
+/// A line is sent with `\r`, as the Return key does, and comes back with `\r\n`. There is no end of input on a terminal:
+/// `exit\r` or `\x04` (Ctrl-D) ends the shell, `\x03` (Ctrl-C) interrupts what it runs. Shells that edit lines (bash,
+/// zsh, fish) echo what was typed ahead a second time, with escape sequences; [`TerminalMode::ECHO`] is not theirs.
 ///
 /// # Examples
 ///
@@ -136,7 +147,8 @@ impl Shell {
         self.channel.resize(size);
     }
 
-    /// The writing and the reading end, for two threads. Both must be dropped for the channel to close.
+    /// The writing and the reading end, for two threads. Both must be dropped for the channel to close; a
+    /// [`control`](Shell::control) taken before resizes the terminal and waits for the shell's end.
     #[must_use]
     pub fn split(self) -> (ChildStdin, ChildStdout) {
         (self.writer, self.reader)
@@ -207,12 +219,9 @@ impl Client {
     ///
     /// As [`Command::spawn`](crate::Command::spawn).
     pub fn invoke_shell_on(&self, pty: &Pty) -> Result<Shell> {
-        if pty.term.len() > 1024 {
-            return Err(Error::invalid("a terminal type of more than a kilobyte is none"));
-        }
         let plan = SessionPlan {
             env: Vec::new(),
-            pty: Some(pty.request()),
+            pty: Some(pty.request()?),
             run: Run::Shell,
             grace: None,
             at_limit: self.at_limit(),

@@ -26,6 +26,8 @@ pub(crate) struct Credentials {
     pub default_identities: bool,
     pub passphrase: Option<PassphraseFn>,
     pub agent: bool,
+    /// Where the agent listens, in place of SSH_AUTH_SOCK.
+    pub agent_socket: Option<PathBuf>,
     pub password: Option<Zeroizing<String>>,
 }
 
@@ -39,14 +41,14 @@ impl std::fmt::Debug for Credentials {
     }
 }
 
-/// Proves to the server that we are `user`.
+/// Proves to the server that we are `user`; returns how.
 pub(crate) fn authenticate(
     packets: &mut Packets,
     user: &str,
     host: &str,
     credentials: &Credentials,
     deadline: Deadline,
-) -> Result<()> {
+) -> Result<AuthAttempt> {
     let user_c = CString::new(user).map_err(|_| Error::invalid("the user name has a NUL in it"))?;
     let mut attempts = Attempts {
         packets,
@@ -57,13 +59,13 @@ pub(crate) fn authenticate(
         tried_files: HashSet::new(),
         tried_keys: HashSet::new(),
     };
-    if attempts.named_key(credentials).map_err(|f| attempts.explain(f, host))? {
-        return Ok(());
+    if let Some(accepted) = attempts.named_key(credentials).map_err(|f| attempts.explain(f, host))? {
+        return Ok(accepted);
     }
     let mut tried = HashSet::new();
     loop {
         let Some(accepted) = attempts.accepted_methods().map_err(|f| attempts.explain(f, host))? else {
-            return Ok(());
+            return Ok(AuthAttempt::new("none", "", ACCEPTED));
         };
         // After a partial success (RFC 4252 §5.1) the server names methods that it did not name before.
         let next = ["publickey", "password"].into_iter().find(|&m| accepted.iter().any(|a| a == m) && tried.insert(m));
@@ -74,11 +76,14 @@ pub(crate) fn authenticate(
             "publickey" => attempts.public_keys(credentials),
             _ => attempts.password(credentials),
         };
-        if done.map_err(|f| attempts.explain(f, host))? {
-            return Ok(());
+        if let Some(accepted) = done.map_err(|f| attempts.explain(f, host))? {
+            return Ok(accepted);
         }
     }
 }
+
+/// The outcome of the attempt that succeeded.
+const ACCEPTED: &str = "accepted";
 
 struct Attempts<'p> {
     packets: &'p mut Packets,
@@ -90,13 +95,18 @@ struct Attempts<'p> {
     tried_keys: HashSet<Vec<u8>>,
 }
 
-type Outcome = std::result::Result<bool, Failure>;
+/// The attempt, if it got us in.
+type Outcome = std::result::Result<Option<AuthAttempt>, Failure>;
 
 impl Attempts<'_> {
     /// Asks with the method "none" (RFC 4252 §5.2) what the server accepts; `None`: it lets us in like that.
     fn accepted_methods(&mut self) -> std::result::Result<Option<Vec<String>>, Failure> {
         let user = self.user_c.clone();
-        let list = drive(self.packets, self.deadline, |p| p.raw().userauth_list(&user))?;
+        let list = match drive(self.packets, self.deadline, |p| p.raw().userauth_list(&user)) {
+            Ok(list) => list,
+            // The question counts as an attempt with sshd, and may be one too many.
+            Err(failure) => return self.interrupted("none", String::new(), failure).map(|_| None),
+        };
         Ok(list.map(|list| {
             let list = String::from_utf8_lossy(&list).into_owned();
             list.split(',').filter(|m| !m.is_empty()).map(str::to_owned).collect()
@@ -107,30 +117,30 @@ impl Attempts<'_> {
     fn named_key(&mut self, credentials: &Credentials) -> Outcome {
         match credentials.identities.first() {
             Some(path) if !credentials.default_identities => self.key_file(path, credentials),
-            _ => Ok(false),
+            _ => Ok(None),
         }
     }
 
     fn public_keys(&mut self, credentials: &Credentials) -> Outcome {
         for path in &credentials.identities {
-            if self.key_file(path, credentials)? {
-                return Ok(true);
+            if let Some(accepted) = self.key_file(path, credentials)? {
+                return Ok(Some(accepted));
             }
         }
         if credentials.agent {
-            return self.agent();
+            return self.agent(credentials.agent_socket.as_deref());
         }
-        Ok(false)
+        Ok(None)
     }
 
     fn key_file(&mut self, path: &Path, credentials: &Credentials) -> Outcome {
         if !self.tried_files.insert(path.to_owned()) {
-            return Ok(false);
+            return Ok(None);
         }
         let shown = path.display().to_string();
         let file = match key_file::read(path) {
             Ok(file) => file,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound && credentials.default_identities => return Ok(false),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound && credentials.default_identities => return Ok(None),
             Err(e) => return self.noted("publickey", shown, format!("cannot read the key: {e}")),
         };
         let with = match &file.public {
@@ -173,7 +183,7 @@ impl Attempts<'_> {
 
     fn key_outcome(&mut self, outcome: std::result::Result<(), Failure>, with: String, encrypted: bool) -> Outcome {
         let told = match outcome {
-            Ok(()) => return Ok(true),
+            Ok(()) => return Ok(Some(AuthAttempt::new("publickey", with, ACCEPTED))),
             Err(Failure::Code(-18 | -19, _)) => "refused by the server".into(),
             Err(Failure::Code(-16 | -48, _)) if encrypted => "wrong passphrase, or the file is damaged".into(),
             Err(Failure::Code(-16 | -48, words)) => format!("the file holds no usable key ({})", escape(&words)),
@@ -184,10 +194,14 @@ impl Attempts<'_> {
         self.noted("publickey", with, told)
     }
 
-    fn agent(&mut self) -> Outcome {
-        let mut agent = match Agent::from_env(self.deadline.at) {
+    fn agent(&mut self, socket: Option<&Path>) -> Outcome {
+        let found = match socket {
+            Some(path) => Agent::connect(path, self.deadline.at).map(Some),
+            None => Agent::from_env(self.deadline.at),
+        };
+        let mut agent = match found {
             Ok(Some(agent)) => agent,
-            Ok(None) => return Ok(false),
+            Ok(None) => return Ok(None),
             Err(e) => return self.noted("publickey", "the agent", e.to_string()),
         };
         let identities = match agent.identities() {
@@ -195,11 +209,14 @@ impl Attempts<'_> {
             Err(e) => return self.noted("publickey", "the agent", e.to_string()),
         };
         for identity in identities {
-            if self.tried_keys.insert(identity.blob.clone()) && self.agent_key(&mut agent, &identity)? {
-                return Ok(true);
+            if !self.tried_keys.insert(identity.blob.clone()) {
+                continue;
+            }
+            if let Some(accepted) = self.agent_key(&mut agent, &identity)? {
+                return Ok(Some(accepted));
             }
         }
-        Ok(false)
+        Ok(None)
     }
 
     fn agent_key(&mut self, agent: &mut Agent, identity: &Identity) -> Outcome {
@@ -217,19 +234,19 @@ impl Attempts<'_> {
             }
         });
         match (outcome, refusal) {
-            (Ok(()), _) => Ok(true),
+            (Ok(()), _) => self.key_outcome(Ok(()), with, false),
             (Err(Failure::Code(..)), Some(e)) => self.noted("publickey", with, e.to_string()),
             (outcome, None | Some(_)) => self.key_outcome(outcome, with, false),
         }
     }
 
     fn password(&mut self, credentials: &Credentials) -> Outcome {
-        let Some(password) = &credentials.password else { return Ok(false) };
+        let Some(password) = &credentials.password else { return Ok(None) };
         let user = self.user;
         let outcome =
             drive(self.packets, self.deadline, |p| session_call(p, |s| Session::userauth_password(s, user, password)));
         let told = match outcome {
-            Ok(()) => return Ok(true),
+            Ok(()) => return Ok(Some(AuthAttempt::new("password", "", ACCEPTED))),
             Err(Failure::Code(-18, _)) => "refused by the server".into(),
             Err(Failure::Code(-49, _)) => "the password has expired and must be changed".into(),
             Err(Failure::Code(code, words)) => format!("{} ({code})", escape(&words)),
@@ -242,7 +259,7 @@ impl Attempts<'_> {
         let attempt = AuthAttempt::new(method, with, outcome);
         log::debug!("{} with {}: {}", attempt.method, escape(&attempt.with), escape(&attempt.outcome));
         self.list.push(attempt);
-        Ok(false)
+        Ok(None)
     }
 
     /// The attempt during which the connection ended belongs to the list, too.

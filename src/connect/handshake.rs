@@ -184,11 +184,15 @@ fn offer(packets: &mut Packets, preferences: &Preferences) -> Result<()> {
 }
 
 fn explain(packets: &mut Packets, host: &str, failure: Failure, deadline: Deadline) -> Error {
-    let banner = packets.session(|s| s.banner_bytes().is_some());
+    // libssh2 keeps each line that came before the banner in its place.
+    let banner = packets.session(|s| s.banner_bytes().is_some_and(|line| line.starts_with(b"SSH-")));
     let phase = if banner { Phase::KeyExchange } else { Phase::Banner };
     let head = packets.socket(|s| s.head().to_vec());
     let reason = match failure {
-        Failure::TimedOut => return Error::timeout(phase, deadline.limit),
+        Failure::TimedOut if banner || head.is_empty() || head.starts_with(b"SSH-") => {
+            return Error::timeout(phase, deadline.limit)
+        }
+        Failure::TimedOut => format!("no banner within {} s", deadline.limit.as_secs_f64()),
         Failure::Ended(error @ Error::ConnectionLost { .. }) => reason_of(&error),
         Failure::Ended(error) => return error,
         Failure::Code(-5 | -8, words) => format!("{}{}", escape(&words), no_common_algorithm(&words)),

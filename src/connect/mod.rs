@@ -1,10 +1,10 @@
 //! Everything before a connection is up, straight-line and under one deadline.
 
-mod agent;
+pub(crate) mod agent;
 pub(crate) mod auth;
 pub(crate) mod handshake;
 pub(crate) mod host_key;
-mod key_file;
+pub(crate) mod key_file;
 pub(crate) mod target;
 pub(crate) mod tcp;
 

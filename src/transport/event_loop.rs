@@ -19,7 +19,7 @@ use crossbeam_channel::{Receiver, Sender};
 use super::fault::{self, Fault};
 use super::message::{Request, Token};
 use super::packet::Packets;
-use super::pipe::Shared;
+use super::pipe::{Pipe, Shared};
 use super::sessions::Sessions;
 use super::wake::{self, Ready, Wake};
 use super::Config;
@@ -31,6 +31,9 @@ use entry::{Entry, Owner};
 const TURN_BYTES: usize = 512 * 1024;
 /// Payloads handled in one turn, for floods of tiny ones.
 const TURN_PACKETS: usize = 1024;
+/// A reader that waits is woken when this much is queued for it, else at the end of the turn: waking it for every
+/// packet costs more system calls than receiving the packet.
+const WAKE_BYTES: u64 = 128 * 1024;
 /// Data is given to libssh2 while less than this is unsent; more would only wait in our buffer.
 const UNSENT_HIGH: usize = 512 * 1024;
 /// Data given to libssh2 in one turn.
@@ -57,6 +60,8 @@ pub(crate) struct EventLoop {
     sessions: Sessions,
     /// Channels that have bytes to send and may have window, in turn.
     sendable: VecDeque<Token>,
+    /// Pipes whose readers are to be woken.
+    waking: Vec<Arc<Pipe>>,
     /// Channels whose writer waits for the flush; where the EOF ends in what goes out, once it is there.
     flushing: Vec<(Token, Option<u64>)>,
     /// Channels that want credit which the memory limit withholds.
@@ -97,6 +102,8 @@ enum Ending {
         deadline: Instant,
         limit: Duration,
         done: Sender<Result<(), Error>>,
+        /// All that was queued is with the kernel, and the channels are being closed.
+        sent: bool,
     },
     /// Say goodbye now.
     Now,
@@ -122,6 +129,7 @@ impl EventLoop {
             session_channels: HashSet::new(),
             sessions: Sessions::new(config.spare_channel),
             sendable: VecDeque::new(),
+            waking: Vec::new(),
             flushing: Vec::new(),
             withheld: Vec::new(),
             graces: BTreeSet::new(),

@@ -1,5 +1,5 @@
-//! All that crosses between user threads and the transport thread: requests one way, a [`Pipe`](super::pipe::Pipe)
-//! per channel for bytes and endings both ways.
+//! All that crosses between user threads and the transport thread: requests one way, a [`Pipe`] per channel for bytes
+//! and endings both ways.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

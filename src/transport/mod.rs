@@ -4,8 +4,8 @@
 //!
 //! * The transport thread is the only one that calls libssh2 after authentication. It waits only in `poll`: on the
 //!   socket, on the wake descriptor and for its next timer.
-//! * User threads post [`Request`](message::Request)s to an unbounded queue (so `Drop` never waits) and wake it; bytes
-//!   and endings cross in a [`Pipe`](pipe::Pipe) per channel, whose lock is held for moving buffers only.
+//! * User threads post [`Request`]s to an unbounded queue (so `Drop` never waits) and wake it; bytes
+//!   and endings cross in a [`Pipe`] per channel, whose lock is held for moving buffers only.
 //! * Nobody waits while holding anything that another channel needs. Waiting is acyclic: reader → printer → terminal;
 //!   caller → transport → poll.
 //! * The thread ends when the last [`Handle`] is dropped, when [`Handle::finish`] asks it to, or when the connection
@@ -40,7 +40,7 @@ use packet::Packets;
 use pipe::{Pipe, Shared};
 use wake::Wake;
 
-pub(crate) use sys::EAGAIN;
+pub(crate) use sys::{check_seam, versions, EAGAIN};
 
 /// The thread's stack; only what is used of it takes memory. Key exchanges run on it.
 const STACK: usize = 512 * 1024;
@@ -98,7 +98,6 @@ pub(crate) fn start(packets: Packets, pool: Pool, config: Config, name: &str) ->
         ended: Arc::new(OnceLock::new()),
         withheld: Arc::new(AtomicBool::new(false)),
         unread_limit: config.unread_limit,
-        report_step: u64::from(config.window / flow::STEPS).max(1),
     };
     let event_loop = EventLoop::new(packets, requests, Arc::clone(&wake), shared.clone(), config);
     let thread = std::thread::Builder::new()
@@ -124,6 +123,11 @@ pub(crate) struct WeakHandle {
 }
 
 impl WeakHandle {
+    /// The handle itself, if the connection still has one.
+    pub fn upgrade(&self) -> Option<Handle> {
+        Some(Handle { inner: self.inner.upgrade()? })
+    }
+
     pub fn close(&self, token: Token) {
         self.post(Request::Close(token));
     }
@@ -183,9 +187,9 @@ impl Handle {
 
     /// Sends everything queued on every channel, disconnects, and waits for the thread's end.
     pub fn finish(&self, timeout: Duration) -> Result<()> {
-        if self.inner.is_fork() {
-            // Waiting for a thread that this process does not have would never end.
-            return Ok(());
+        if self.inner.forked() {
+            // There is no thread to join, and joining it would not end.
+            return Err(Error::Closed);
         }
         let deadline = instant_after(timeout);
         let (done, outcome) = bounded(1);
@@ -213,7 +217,7 @@ impl Handle {
     }
 
     fn ended(&self) -> Error {
-        self.lost().unwrap_or_else(|| match self.inner.is_fork() {
+        self.lost().unwrap_or_else(|| match self.inner.forked() {
             true => Error::Closed,
             false => Error::Internal("the transport ended without a reason".into()),
         })
@@ -226,13 +230,14 @@ impl Handle {
 }
 
 impl Inner {
-    fn is_fork(&self) -> bool {
+    /// Whether this is a process that was forked from the connection's.
+    fn forked(&self) -> bool {
         std::process::id() != self.process
     }
 
     /// Never blocks. A request that nobody takes any more is dropped, which tells its waiter.
     fn post(&self, request: Request) {
-        if self.is_fork() {
+        if self.forked() {
             return;
         }
         if self.inbox.send(request).is_ok() {

@@ -156,6 +156,10 @@ impl Packets {
         let rc = self.raw.packet_add(&payload);
         self.raw.with(|t| t.pool.put(payload));
         self.after_call(rc.min(0));
+        if rc != EAGAIN && self.exchange.is_some() {
+            // It is over and there are no new keys; libssh2 swallows that, and has no words for it.
+            self.die(Error::Protocol("a key exchange failed: the server offers none of the algorithms in use".into()));
+        }
         self.dead.clone().map_or(Ok(()), Err)
     }
 
@@ -244,6 +248,8 @@ impl Packets {
             log::debug!("new keys are in use");
             self.exchange = None;
             if self.shown_host_key() != self.host_key {
+                // The same call may have taken something in behind the new keys.
+                self.raw.with(|t| t.committed.clear());
                 self.die(Error::Protocol("the server showed another host key at a later key exchange".into()));
             }
             return;
@@ -265,7 +271,7 @@ impl Packets {
         match rc {
             -4 => Error::Protocol("a packet failed its integrity check (bad MAC)".into()),
             -12 => Error::Protocol("a packet could not be decrypted (bad length or authentication tag)".into()),
-            -5 | -8 => Error::Protocol(format!("a key exchange failed ({rc})")),
+            -5 | -8 => Error::Protocol("a key exchange failed: a wrong signature or a damaged packet".into()),
             -13 => lost("the server closed the connection".into()),
             -14 => Error::Protocol("a packet has an impossible form".into()),
             -41 => Error::Protocol("a packet is longer than the protocol allows".into()),

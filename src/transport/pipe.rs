@@ -6,7 +6,7 @@
 //! lock is held for moving buffers only, never across a wait or a system call.
 //!
 //! Credits: what arrived and was not consumed is counted here; the transport grants the peer what
-//! [`State::allowance`] says. So a reader that stops holds back its own channel and nobody else's.
+//! [`Credit`] says. So a reader that stops holds back its own channel and nobody else's.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -14,6 +14,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::chunk::{ByteQueue, Pool};
+use super::flow::STEPS;
 use crate::error::{Error, Phase, Result, Stream};
 use crate::exit_status::ExitStatus;
 
@@ -32,8 +33,6 @@ pub(crate) struct Shared {
     pub unread_limit: u64,
     /// Something was not granted because of the memory limit: every read is to be reported.
     pub withheld: Arc<AtomicBool>,
-    /// Bytes read between two reports to the transport: an eighth of the window.
-    pub report_step: u64,
 }
 
 /// See the module's documentation.
@@ -51,13 +50,20 @@ pub(crate) struct Pipe {
 #[derive(Debug)]
 struct State {
     stage: Stage,
+    /// While it starts: the channel is open.
+    opened: bool,
     streams: [Inbound; 2],
     /// In which order the streams' bytes arrived; kept until a stream is read on its own.
     order: Option<VecDeque<Piece>>,
     eof: bool,
     /// Read since the transport last heard of it.
     unreported: u64,
+    /// Bytes read between two reports to the transport: an eighth of this channel's window, however small that is. A
+    /// reader that has read the whole window must not keep it to itself.
+    report_step: u64,
     outbound: Outbound,
+    /// Whoever waits for output has been told to look (or is about to be) and has not yet done so.
+    woken: bool,
     /// `wait` waits, and counts as a reader of these streams.
     wait_reads: [bool; 2],
     /// What the server said about the command's end so far.
@@ -66,6 +72,7 @@ struct State {
     status: Option<ExitStatus>,
     lost: Option<Error>,
     cancelled: bool,
+    /// When output last came, or, if that was later, was last read: who waits for us is not silent.
     last_output: Instant,
 }
 
@@ -111,6 +118,8 @@ struct Outbound {
     sent: u64,
     /// Taken by the kernel in all, as far as the transport has looked.
     flushed: u64,
+    /// Somebody waits for room.
+    room_wanted: bool,
     /// Somebody waits for `flushed`.
     flush_wanted: bool,
     eof_wanted: bool,
@@ -155,6 +164,8 @@ pub(crate) struct Credit {
     pub allowed: u64,
     /// Received and not consumed.
     pub unread: u64,
+    /// Somebody waits for what was queued: [`Pipe::wake_readers`] is due.
+    pub wake: bool,
 }
 
 impl Pipe {
@@ -172,20 +183,24 @@ impl Pipe {
         };
         let state = State {
             stage: Stage::Starting,
+            opened: false,
             streams: [inbound(), inbound()],
             order: Some(VecDeque::new()),
             eof: false,
             unreported: 0,
+            report_step: 1,
             outbound: Outbound {
                 queue: ByteQueue::default(),
                 written: 0,
                 sent: 0,
                 flushed: 0,
+                room_wanted: false,
                 flush_wanted: false,
                 eof_wanted: false,
                 eof_flushed: false,
                 broken: false,
             },
+            woken: false,
             wait_reads: [false; 2],
             said: None,
             status: None,
@@ -226,9 +241,23 @@ impl Pipe {
 
 /// The transport's side.
 impl Pipe {
+    /// The channel is open; what it is for is being asked for.
+    pub fn opened(&self) {
+        self.lock().opened = true;
+    }
+
+    /// The window that the peer is granted at first.
+    pub fn set_window(&self, window: u32) {
+        self.lock().report_step = u64::from(window / STEPS).max(1);
+    }
+
     /// The channel is open and what it is for has started.
     pub fn started(&self) {
-        self.lock().stage = Stage::Running;
+        let mut state = self.lock();
+        state.stage = Stage::Running;
+        // It could not say anything before.
+        state.last_output = Instant::now();
+        drop(state);
         self.news.notify_all();
     }
 
@@ -249,9 +278,11 @@ impl Pipe {
         self.failed(error);
     }
 
-    /// Queues received bytes; the answer says what may be granted now.
+    /// Queues received bytes; the answer says what may be granted now, and whether readers are to be woken. They are
+    /// not woken here: a wake-up for every packet would cost more than the packet.
     pub fn push(&self, stream: Stream, buffer: Vec<u8>, range: std::ops::Range<usize>, window: u64) -> Credit {
         let len = range.len();
+        let mut wake = false;
         let mut state = self.lock();
         state.last_output = Instant::now();
         let inbound = &mut state.streams[stream.index()];
@@ -266,11 +297,14 @@ impl Pipe {
             inbound.queue.push(buffer, range, &self.shared.pool);
             self.shared.unread.fetch_add(len as u64, Ordering::Relaxed);
             self.note_order(&mut state, stream, len);
-            if state.streams[stream.index()].waiting {
-                self.news.notify_all();
-            }
+            wake = state.streams[stream.index()].waiting && !std::mem::replace(&mut state.woken, true);
         }
-        self.credit(&mut state, window)
+        Credit { wake, ..self.credit(&mut state, window) }
+    }
+
+    /// Wakes whoever waits for output.
+    pub fn wake_readers(&self) {
+        self.news.notify_all();
     }
 
     fn note_order(&self, state: &mut State, stream: Stream, len: usize) {
@@ -314,7 +348,7 @@ impl Pipe {
         if state.wait_reads != [false; 2] {
             allowed = allowed.max(self.credit_for_wait(state, window, total));
         }
-        Credit { allowed, unread: total }
+        Credit { allowed, unread: total, wake: false }
     }
 
     /// `wait` reads what nobody has taken: it is kept up to the limit, and thrown away, counted, beyond.
@@ -411,10 +445,11 @@ impl Pipe {
     /// `n` more bytes went to libssh2.
     pub fn sent(&self, n: usize) {
         let mut state = self.lock();
-        let full_before = state.outbound.ahead() >= OUTBOUND_LIMIT as u64;
         state.outbound.sent += n as u64;
-        // A writer that waited is woken when a good piece of room is there, not for every packet.
-        if full_before || state.outbound.ahead() < OUTBOUND_LIMIT as u64 / 2 {
+        // A writer that waits is woken when a good piece of room is there, not for every packet.
+        let outbound = &mut state.outbound;
+        if outbound.ahead() <= OUTBOUND_LIMIT as u64 / 2 && std::mem::take(&mut outbound.room_wanted) {
+            drop(state);
             self.room.notify_all();
         }
     }
@@ -517,11 +552,10 @@ impl Limit {
     }
 }
 
-/// The user's side. `poke` posts a request to the transport: [`Request::Consumed`] or [`Request::Wrote`]
-/// (see [`super::message::Request`]).
+/// The user's side. `poke` posts a [`Request`](super::message::Request) to the transport: `Consumed` or `Wrote`.
 impl Pipe {
     /// Waits until the channel runs or failed.
-    pub fn wait_started(&self, limit: &Limit, phase: Phase) -> Result<()> {
+    pub fn wait_started(&self, limit: &Limit) -> Result<()> {
         let mut state = self.lock();
         loop {
             match &state.stage {
@@ -535,6 +569,7 @@ impl Pipe {
             let (guard, in_time) = Pipe::wait(&self.news, state, limit.total.map(|(at, _)| at));
             state = guard;
             if !in_time {
+                let phase = if state.opened { Phase::Exec } else { Phase::Open };
                 return Err(limit.error(phase, state.last_output));
             }
         }
@@ -658,7 +693,12 @@ impl Pipe {
     }
 
     /// One wait for news; an error when a deadline has passed, counted anew if output came meanwhile.
-    fn wait_for_output<'a>(&self, state: MutexGuard<'a, State>, limit: &Limit) -> (MutexGuard<'a, State>, Result<()>) {
+    fn wait_for_output<'a>(
+        &self,
+        mut state: MutexGuard<'a, State>,
+        limit: &Limit,
+    ) -> (MutexGuard<'a, State>, Result<()>) {
+        state.woken = false;
         let deadline = limit.deadline(state.last_output);
         let (state, in_time) = Pipe::wait(&self.news, state, deadline);
         let passed = limit.deadline(state.last_output).is_some_and(|d| d <= Instant::now());
@@ -681,9 +721,13 @@ impl Pipe {
         let inbound = &mut state.streams[stream.index()];
         let n = n.min(inbound.unread());
         inbound.consumed += n;
-        self.shared.unread.fetch_sub(n, Ordering::Relaxed);
+        if n > 0 {
+            state.last_output = Instant::now();
+        }
+        // In one order with the transport's look at both: either it sees what was read, or we see that it waits.
+        self.shared.unread.fetch_sub(n, Ordering::SeqCst);
         state.unreported += n;
-        let step = if self.shared.withheld.load(Ordering::Relaxed) { 1 } else { self.shared.report_step };
+        let step = if self.shared.withheld.load(Ordering::SeqCst) { 1 } else { state.report_step };
         if state.unreported < step {
             return false;
         }
@@ -703,9 +747,9 @@ impl Pipe {
         poke_due
     }
 
-    /// Bytes read that are worth a report: an eighth of the window.
+    /// Bytes read that are worth a report.
     pub fn report_step(&self) -> u64 {
-        self.shared.report_step
+        self.lock().report_step
     }
 
     /// Waits until `find` sees what it looks for within the first `within` bytes of a stream, and cuts it out: it says
@@ -812,6 +856,7 @@ impl Pipe {
                 }
                 return Ok(n);
             }
+            state.outbound.room_wanted = true;
             let (guard, in_time) = Pipe::wait(&self.room, state, limit.total.map(|(at, _)| at));
             state = guard;
             if !in_time {
@@ -873,8 +918,11 @@ impl Pipe {
     /// Waits for the final status. `reads`: the streams that nobody has taken and that the wait stands in for.
     pub fn wait_status(&self, reads: [bool; 2], limit: &Limit, poke: &dyn Fn()) -> Result<ExitStatus> {
         let mut state = self.lock();
-        state.wait_reads = reads;
-        if reads != [false; 2] && state.status.is_none() {
+        let counts = reads != [false; 2];
+        if counts {
+            state.wait_reads = reads;
+        }
+        if counts && state.status.is_none() {
             drop(state);
             poke();
             state = self.lock();
@@ -893,7 +941,9 @@ impl Pipe {
                 break Err(limit.error(Phase::Total, state.last_output));
             }
         };
-        state.wait_reads = [false; 2];
+        if counts {
+            state.wait_reads = [false; 2];
+        }
         outcome
     }
 

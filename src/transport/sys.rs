@@ -11,6 +11,8 @@
 //! No Rust reference to the [`Tap`] lives across a call into C: callbacks reach it through a cell that refuses
 //! overlapping borrows instead of aliasing. No panic leaves a callback.
 
+mod framing;
+
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::ffi::{c_char, c_int, c_long, c_void, CStr};
@@ -40,6 +42,8 @@ const CALLBACK_RECV: c_int = 6;
 
 const MSG_IGNORE: u8 = 2;
 const MSG_KEXINIT: u8 = 20;
+const MSG_USERAUTH_BANNER: u8 = 53;
+const MSG_NEWKEYS: u8 = 21;
 /// The first message number of the connection protocol (RFC 4250 §4.1.2).
 const FIRST_CONNECTION_MESSAGE: u8 = 80;
 /// Messages of one key exchange that libssh2 may be shown; it keeps what it does not expect, for ever.
@@ -88,6 +92,15 @@ unsafe extern "C" {
         data2: *const u8,
         data2_len: usize,
     ) -> c_int;
+    fn ssh2_packet_ask(
+        session: *mut LIBSSH2_SESSION,
+        kind: u8,
+        data: *mut *mut u8,
+        data_len: *mut usize,
+        match_offset: c_int,
+        match_bytes: *const u8,
+        match_len: usize,
+    ) -> c_int;
     fn ssh2_packet_add(
         session: *mut LIBSSH2_SESSION,
         data: *mut u8,
@@ -102,6 +115,9 @@ unsafe extern "C" {
     ) -> Option<GenericCallback>;
     fn libssh2_session_set_read_timeout(session: *mut LIBSSH2_SESSION, seconds: c_long);
     fn libssh2_session_set_last_error(session: *mut LIBSSH2_SESSION, code: c_int, message: *const c_char) -> c_int;
+    fn libssh2_version(required: c_int) -> *const c_char;
+    /// libcrypto's, which the bundled libssh2 is linked with on every Unix.
+    fn OpenSSL_version(kind: c_int) -> *const c_char;
     fn libssh2_userauth_publickey(
         session: *mut LIBSSH2_SESSION,
         username: *const c_char,
@@ -112,11 +128,31 @@ unsafe extern "C" {
     ) -> c_int;
 }
 
+/// The versions of libssh2 and of OpenSSL that this process runs with, as they say it.
+pub(crate) fn versions() -> (String, String) {
+    // SAFETY: both return a static NUL-terminated text for 0 (OPENSSL_VERSION), or null.
+    let texts = unsafe { [libssh2_version(0), OpenSSL_version(0)] };
+    let [libssh2, openssl] = texts.map(|text| match NonNull::new(text.cast_mut()) {
+        // SAFETY: see above.
+        Some(text) => unsafe { CStr::from_ptr(text.as_ptr()) }.to_string_lossy().into_owned(),
+        None => "unknown".to_owned(),
+    });
+    (libssh2, openssl)
+}
+
+/// Puts our method into libssh2's table as a connection does, or says why that is impossible.
+pub(crate) fn check_seam() -> Result<(), String> {
+    let session = Session::new().map_err(|e| format!("libssh2 cannot make a session: {}", e.message()))?;
+    let raw = NonNull::from(&mut *session.raw());
+    install_method(raw)
+}
+
 /// Our method in the place of libssh2's "none".
 static TAP_METHOD: CompMethod = CompMethod {
     name: c"none".as_ptr(),
     compress: 1,
-    use_in_auth: 0,
+    // Not for what is taken, but to see a key exchange begin before anybody is logged in.
+    use_in_auth: 1,
     init: Some(on_init),
     comp: Some(on_comp),
     decomp: Some(on_decomp),
@@ -144,7 +180,7 @@ pub(crate) struct Disconnected {
 pub(crate) struct TapState {
     pub socket: Socket,
     pub pool: Pool,
-    /// Payloads of 80 and up and KEXINIT are taken; before authentication ends nothing is.
+    /// Payloads of 80 and up and KEXINIT are taken; before authentication ends nothing is, and KEXINIT is refused.
     on: bool,
     /// Taken, but not yet behind the MAC check.
     pending: Option<Vec<u8>>,
@@ -155,6 +191,7 @@ pub(crate) struct TapState {
     /// A KEXINIT was committed and the keys it leads to are not there yet.
     pub exchanging: bool,
     exchange_messages: u32,
+    framing: Option<framing::Framing>,
     pub disconnected: Option<Disconnected>,
     /// Why the connection cannot go on, when a callback found out.
     pub violation: Option<&'static str>,
@@ -206,6 +243,7 @@ impl RawSession {
             inits: 0,
             exchanging: false,
             exchange_messages: 0,
+            framing: None,
             disconnected: None,
             violation: None,
             panicked: None,
@@ -214,6 +252,7 @@ impl RawSession {
         let tap = NonNull::from(Box::leak(Box::new(Tap { state: RefCell::new(state) })));
         let raw_session = RawSession { session: Some(session), raw, tap };
         install_method(raw)?;
+        framing::install();
         register(raw, tap);
         raw_session.set_callbacks();
         Ok(raw_session)
@@ -327,6 +366,26 @@ impl RawSession {
             return Ok(None);
         }
         Err(self.last_error().unwrap_or((ERROR_PROTO, "no answer to the question for methods".into())))
+    }
+
+    /// Banners (RFC 4252 §5.4) that libssh2 has received and not looked at: it does so only in
+    /// [`userauth_list`](RawSession::userauth_list).
+    pub fn take_unread_banners(&mut self) -> Vec<Vec<u8>> {
+        let _entered = Entered::new(self.tap);
+        let mut banners = Vec::new();
+        loop {
+            let (mut data, mut len) = (ptr::null_mut(), 0);
+            // SAFETY: the session is alive; the packet that is handed over was malloc'ed by libssh2's default allocator,
+            // is ours from here on and is freed once.
+            unsafe {
+                if ssh2_packet_ask(self.raw.as_ptr(), MSG_USERAUTH_BANNER, &mut data, &mut len, 0, ptr::null(), 0) != 0
+                {
+                    return banners;
+                }
+                banners.push(std::slice::from_raw_parts(data, len).to_vec());
+                libc::free(data.cast());
+            }
+        }
     }
 
     /// Public-key authentication (RFC 4252 §7) with a signature made by `sign`, which gets the bytes to sign and
@@ -539,6 +598,11 @@ impl TapState {
             self.pool.put(stale);
         }
         if !self.on {
+            // libssh2 would run it on its own: it crashes on a packet split behind KEXINIT, and on another cipher.
+            // OpenSSH's server does not begin one so early either.
+            if payload[0] == MSG_KEXINIT {
+                return self.refuse("a second key exchange before the login was complete");
+            }
             return Ok(Left::Unchanged);
         }
         match payload[0] {
@@ -558,7 +622,10 @@ impl TapState {
             }
             // DISCONNECT, IGNORE, DEBUG, EXT_INFO: libssh2 acts on them and keeps nothing.
             1 | MSG_IGNORE | 4 | 7 => Ok(Left::Unchanged),
-            21 | 30..=49 if self.exchanging => {
+            MSG_NEWKEYS if self.exchanging && self.exchange_messages == 0 => {
+                self.refuse("NEWKEYS before the key exchange was done")
+            }
+            MSG_NEWKEYS | 30..=49 if self.exchanging => {
                 self.exchange_messages += 1;
                 if self.exchange_messages > MAX_EXCHANGE_MESSAGES {
                     return self.refuse("too many messages in one key exchange");
@@ -698,3 +765,6 @@ impl std::fmt::Debug for RawSession {
         f.debug_struct("RawSession").finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,8 +4,9 @@ use std::io::{BufRead, Read};
 use std::time::Duration;
 
 use crossbeam_channel::{unbounded, Receiver, Sender};
-use threadline::{Client, ClientBuilder, Error, HostKey, HostName, MissingHostKeyPolicy, Verdict};
+use threadline::{ClientBuilder, Error};
 
+use crate::hostile;
 use crate::rogue::{run, Behaviour, Rogue, ServerConn};
 use crate::util::within;
 
@@ -13,24 +14,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// The smallest window there is.
 const WINDOW: u32 = 64 * 1024;
 
-struct AcceptAny;
-
-impl MissingHostKeyPolicy for AcceptAny {
-    fn missing_host_key(&self, _host: &HostName, _key: &HostKey) -> Verdict {
-        Verdict::Accept
-    }
-}
-
 fn builder(server: &Rogue) -> ClientBuilder {
-    Client::builder("127.0.0.1")
-        .port(server.port())
-        .user("tester")
-        .agent(false)
-        .password("whatever")
-        .known_hosts("/dev/null")
-        .missing_host_key_policy(AcceptAny)
-        .window(WINDOW, WINDOW)
-        .spare_channel(false)
+    hostile::builder(server).window(WINDOW, WINDOW).spare_channel(false)
 }
 
 /// A server that runs this for every command. What it tells arrives here.

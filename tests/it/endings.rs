@@ -1,4 +1,4 @@
-//! Closing, deadlines, forks: how long anything may take.
+//! Closing and deadlines: how long anything may take.
 
 use std::io::{Read, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,7 +11,7 @@ use threadline::{Error, ExitPolicy, Phase, Stdio};
 use crate::connect::{builder, builder_via, client};
 use crate::proxy::Proxy;
 use crate::sshd::Sshd;
-use crate::util::{alone, within};
+use crate::util::within;
 
 const PATIENCE: Duration = Duration::from_secs(40);
 
@@ -37,34 +37,6 @@ fn two_threads_that_close_at_once_both_learn_how_it_went() {
             let error = closer.join().unwrap().unwrap_err();
             assert!(matches!(error, Error::Timeout { phase: Phase::Write, .. }), "{error:?}");
         }
-    });
-}
-
-#[test]
-fn closing_in_a_fork_does_nothing() {
-    alone("endings::closing_in_a_fork_does_nothing", PATIENCE, || {
-        let server = Sshd::start().unwrap();
-        let client = client(&server);
-        // SAFETY: the child calls what the test is about, and leaves without running anything else of this process.
-        let child = unsafe { libc::fork() };
-        if child == 0 {
-            let ok = client.close(Duration::from_secs(1)).is_ok() && client.sh("true").spawn().is_err();
-            // SAFETY: ends the child at once.
-            unsafe { libc::_exit(if ok { 0 } else { 1 }) }
-        }
-        let deadline = Instant::now() + Duration::from_secs(15);
-        let mut status = 0;
-        // SAFETY: our own child, waited for once.
-        while unsafe { libc::waitpid(child, &mut status, libc::WNOHANG) } == 0 {
-            if Instant::now() > deadline {
-                // SAFETY: as above; it has not been waited for.
-                unsafe { libc::kill(child, libc::SIGKILL) };
-                panic!("close does not return in a fork");
-            }
-            thread::sleep(Duration::from_millis(5));
-        }
-        assert_eq!(status, 0);
-        assert_eq!(client.sh("echo here").output().unwrap().stdout, b"here\n");
     });
 }
 

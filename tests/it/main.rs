@@ -12,8 +12,10 @@ mod connecting;
 mod credit;
 /// Against containers; run by `make docker-test`.
 mod docker;
-/// Closing, deadlines, forks: how long anything may take.
+/// Closing and deadlines: how long anything may take.
 mod endings;
+/// The programs below examples/.
+mod examples;
 /// The tests of the tools below.
 mod fixtures;
 /// Servers that break the rules, and networks that break packets.

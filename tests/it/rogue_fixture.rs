@@ -97,7 +97,7 @@ fn read_all(from: &mut impl Read) -> Vec<u8> {
 }
 
 /// Every cipher, the ones that need a MAC with every MAC.
-fn every_protection() -> Vec<Offer> {
+pub fn every_protection() -> Vec<Offer> {
     let mut offers = Vec::new();
     for (name, cipher) in Cipher::NAMES {
         let offer = Offer::default().cipher(name);
@@ -111,7 +111,7 @@ fn every_protection() -> Vec<Offer> {
 }
 
 /// A megabyte in which no part repeats another.
-fn megabyte() -> Vec<u8> {
+pub fn megabyte() -> Vec<u8> {
     (0..1024 * 1024 / 4u32).flat_map(|number| number.wrapping_mul(0x9E37_79B1).to_be_bytes()).collect()
 }
 

@@ -231,7 +231,13 @@ impl Builder {
         // The first entry of a name or an id is the one that counts, so ours comes first.
         let entry = format!("{user}:{PASSWORD_HASH}:{uid}:{gid}::{}:{}\n", home.display(), shell.display());
         fs::write(dir.join("passwd"), entry + &fs::read_to_string("/etc/passwd")?)?;
-        fs::write(dir.join("group"), format!("{user}:x:{gid}:\n") + &fs::read_to_string("/etc/group")?)?;
+        let mut groups = fs::read_to_string("/etc/group")?;
+        if us != 0 {
+            // sshd gives a terminal to group tty, which takes root where /dev/pts is mounted without its gid, as in
+            // some containers. Where there is no such group it does without.
+            groups = groups.split_inclusive('\n').filter(|line| !line.starts_with("tty:")).collect();
+        }
+        fs::write(dir.join("group"), format!("{user}:x:{gid}:\n") + &groups)?;
         Ok(Account { user, nss: Some(library) })
     }
 }
@@ -328,7 +334,10 @@ impl Sshd {
     pub fn known_hosts_for(&self, port: u16) -> io::Result<PathBuf> {
         let path = self.dir().join(format!("known_hosts.{port}"));
         let lines: String = self.host_keys.iter().map(|key| format!("[{HOST}]:{port} {key}\n")).collect();
-        fs::write(&path, lines)?;
+        // Not written anew: a client may be reading it.
+        if !fs::read_to_string(&path).is_ok_and(|written| written == lines) {
+            fs::write(&path, lines)?;
+        }
         Ok(path)
     }
 

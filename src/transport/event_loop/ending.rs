@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 
+use super::super::message::Token;
 use super::super::wake;
 use super::entry::Stage;
 use super::{Ending, EventLoop, GlobalWaiter, GOODBYE};
@@ -17,7 +18,7 @@ impl EventLoop {
             *deadline = by.min(*deadline);
             self.closers.push(done);
         } else {
-            self.ending = Ending::Finish { deadline: by, limit, done };
+            self.ending = Ending::Finish { deadline: by, limit, done, sent: false };
         }
     }
 
@@ -25,8 +26,30 @@ impl EventLoop {
         match &self.ending {
             Ending::No => false,
             Ending::Now => !self.urgent_work(),
-            Ending::Finish { deadline, .. } => *deadline <= Instant::now() || self.all_sent(flushed),
+            &Ending::Finish { deadline, sent, .. } => {
+                let over = if sent { !self.input_under_way() } else { self.finish_sending(flushed) };
+                over || deadline <= Instant::now()
+            }
         }
+    }
+
+    /// Once all is with the kernel, closes the channels. True when nothing else is to be waited for.
+    fn finish_sending(&mut self, flushed: bool) -> bool {
+        if !self.all_sent(flushed) {
+            return false;
+        }
+        if let Ending::Finish { sent, .. } = &mut self.ending {
+            *sent = true;
+        }
+        let tokens: Vec<Token> = self.entries.keys().copied().collect();
+        tokens.into_iter().for_each(|token| self.close(token));
+        !self.input_under_way()
+    }
+
+    /// Whether a command may not have got all of its input yet. sshd throws away what it has not passed on when we
+    /// disconnect; it answers our CLOSE once it has.
+    fn input_under_way(&self) -> bool {
+        self.entries.values().any(|e| e.id.is_some() && e.mark > 0)
     }
 
     /// Whether something must be started before we go: the end of a remote command whose child was dropped.
@@ -50,8 +73,7 @@ impl EventLoop {
 
     /// Closes what is open, disconnects, and gives all of it a bounded time to leave.
     pub(super) fn goodbye(&mut self) -> Error {
-        let flushed = self.packets.flush().unwrap_or(false);
-        let complete = self.all_sent(flushed);
+        let complete = matches!(self.ending, Ending::Finish { sent: true, .. }) && !self.input_under_way();
         let ids: Vec<ChannelId> = self.owners.keys().copied().collect();
         for id in ids {
             self.connection.close(id);

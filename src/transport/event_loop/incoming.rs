@@ -1,6 +1,7 @@
 //! What arrives, and what may arrive: events of the connection protocol, and credit.
 
 use std::sync::atomic::Ordering;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::super::chunk::ByteQueue;
@@ -8,7 +9,7 @@ use super::super::message::{AtLimit, Token};
 use super::super::packet::Incoming;
 use super::super::pipe::Credit;
 use super::entry::{begin, prepare, Asked, Entry, Owner, Stage};
-use super::{EventLoop, GlobalWaiter, MIN_WINDOW, TURN_BYTES, TURN_PACKETS};
+use super::{EventLoop, GlobalWaiter, MIN_WINDOW, TURN_BYTES, TURN_PACKETS, WAKE_BYTES};
 use crate::connection::{ChannelId, Event, OpenFailure};
 use crate::error::{escape, Error, Result, Stream};
 use crate::exit_status::{ExitSignal, ExitStatus};
@@ -22,10 +23,18 @@ impl EventLoop {
         for _ in 0..TURN_PACKETS {
             match self.packets.receive()? {
                 Incoming::Payload(payload) => self.payload(payload)?,
-                Incoming::Empty | Incoming::Later => return Ok(()),
+                Incoming::Empty | Incoming::Later => break,
             }
         }
+        self.wake_readers();
         Ok(())
+    }
+
+    /// Wakes those for whom something was queued. At the connection's end everybody is woken anyway.
+    fn wake_readers(&mut self) {
+        for pipe in self.waking.drain(..) {
+            pipe.wake_readers();
+        }
     }
 
     pub(super) fn payload(&mut self, payload: Vec<u8>) -> Result<()> {
@@ -47,7 +56,13 @@ impl EventLoop {
         let credit = entry.pipe.push(stream, payload, range, entry.flow.window());
         let round_trip = self.round_trip.unwrap_or_default();
         entry.flow.received(len, credit.unread, round_trip, Instant::now());
+        if credit.wake {
+            self.waking.push(Arc::clone(&entry.pipe));
+        }
         self.grant(token, credit);
+        if credit.unread >= WAKE_BYTES {
+            self.wake_readers();
+        }
     }
 
     pub(super) fn event(&mut self, event: Event<'_>) {
@@ -101,6 +116,7 @@ impl EventLoop {
     }
 
     pub(super) fn opened(&mut self, id: ChannelId) {
+        self.sessions.began(self.confirmed_sessions());
         if self.sessions.spare_opened(id) {
             log::debug!("{id}: open in advance");
             self.use_spare_for_parked();
@@ -133,6 +149,7 @@ impl EventLoop {
         self.owners.insert(id, Owner::User(token));
         entry.id = Some(id);
         entry.on_spare = on_spare;
+        entry.pipe.opened();
         entry.stage = Stage::Preparing(prepare(&mut self.connection, id, &entry.plan));
         self.prepared(token);
     }
@@ -193,18 +210,26 @@ impl EventLoop {
             self.entries.remove(&token);
             return;
         }
-        let held = self.confirmed_sessions();
         // OpenSSH says "connect failed" when MaxSessions is reached; others say "resource shortage".
-        let looks_like_limit = was_session && matches!(reason, 2 | 4) && held > 0;
+        let no_room = was_session && matches!(reason, 2 | 4);
+        let ended_about = self.sessions.ended_about(entry.asked);
+        let first = !std::mem::replace(&mut entry.asked_again, true);
+        let held = self.confirmed_sessions();
+        let looks_like_limit = no_room && (held > 0 || ended_about);
         if looks_like_limit {
-            self.sessions.limit_met(held, Instant::now());
             if self.at_limit(token) == AtLimit::Wait {
+                self.sessions.limit_met(held, ended_about, Instant::now());
                 self.park_again(token);
                 return;
             }
+            if ended_about && first {
+                self.open(token);
+                return;
+            }
+            self.sessions.limit_met(held, ended_about, Instant::now());
         }
         let kind = "session".to_owned();
-        let limit = looks_like_limit.then_some(held);
+        let limit = (looks_like_limit && held > 0).then_some(held);
         self.fail(token, Error::OpenRefused { kind, reason, description, limit });
     }
 
@@ -226,7 +251,9 @@ impl EventLoop {
     /// The peer's CLOSE: the last that is heard of a channel.
     pub(super) fn closed(&mut self, id: ChannelId) {
         log::debug!("{id}: closed");
-        self.session_channels.remove(&id);
+        if self.session_channels.remove(&id) {
+            self.sessions.ended(Instant::now());
+        }
         let owner = self.owners.remove(&id);
         self.sessions.spare_closed(id);
         if let Some(Owner::User(token)) = owner {
@@ -304,8 +331,7 @@ impl EventLoop {
         }
         let outstanding = u64::from(self.connection.granted(id));
         let Some(bytes) = entry.flow.grant(credit.allowed, outstanding) else { return };
-        if self.shared.unread.load(Ordering::Relaxed) >= self.config.memory_limit {
-            self.shared.withheld.store(true, Ordering::Relaxed);
+        if self.memory_is_full() {
             if !self.withheld.contains(&token) {
                 self.withheld.push(token);
             }
@@ -321,6 +347,21 @@ impl EventLoop {
         if in_use <= least / 2 {
             self.connection.grant(id, (least - in_use) as u32);
         }
+    }
+
+    /// Whether nothing may be granted; then the next read is reported, however small.
+    fn memory_is_full(&self) -> bool {
+        let full = || self.shared.unread.load(Ordering::SeqCst) >= self.config.memory_limit;
+        if !full() {
+            return false;
+        }
+        self.shared.withheld.store(true, Ordering::SeqCst);
+        // Again: what was read before the reader could see the mark is not reported.
+        if full() {
+            return true;
+        }
+        self.shared.withheld.store(!self.withheld.is_empty(), Ordering::SeqCst);
+        false
     }
 
     pub(super) fn credit_withheld(&mut self) {

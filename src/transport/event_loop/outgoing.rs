@@ -41,8 +41,13 @@ impl EventLoop {
         Ok(true)
     }
 
+    /// False: not now. Answers stay in the connection, which counts them, while the peer does not read.
     pub(super) fn send_control(&mut self) -> Result<bool> {
-        while let Some(message) = self.connection.next_message() {
+        loop {
+            if self.packets.socket(|s| s.unsent()) >= UNSENT_HIGH && !self.flush()? {
+                return Ok(false);
+            }
+            let Some(message) = self.connection.next_message() else { return Ok(true) };
             if self.packets.send(&message, &[])? == Sent::NotNow {
                 self.held = Some(Held::Control(message));
                 return Ok(false);
@@ -50,7 +55,6 @@ impl EventLoop {
             self.trimmed = false;
             self.connection.recycle(message);
         }
-        Ok(true)
     }
 
     /// One packet per channel and round, as full as the peer allows.

@@ -30,7 +30,7 @@ impl EventLoop {
         self.check_liveness(now)?;
         if self.packets.exchange_deadline(self.config.exchange_timeout).is_some_and(|d| d <= now) {
             let limit = self.config.exchange_timeout.as_secs_f64();
-            return Err(Error::Protocol(format!("a key exchange was not finished within {limit:.0} s")));
+            return Err(Error::Protocol(format!("a key exchange was not finished within {limit} s")));
         }
         self.end_graces(now);
         if self.sessions.has_parked() {
@@ -104,6 +104,7 @@ impl EventLoop {
             self.packets.exchange_deadline(self.config.exchange_timeout),
             self.graces.first().map(|&(at, _)| at),
             self.sessions.next_review(),
+            self.sessions.next_try(),
             (!self.trimmed).then(|| last + TRIM_AFTER),
         ]
         .into_iter()

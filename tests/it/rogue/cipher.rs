@@ -192,7 +192,16 @@ impl Protection {
 
     /// The packet of this payload as it goes onto the wire.
     pub fn seal(&mut self, sequence: u32, payload: &[u8]) -> Vec<u8> {
-        let mut packet = frame(payload, self.block_size(), self.length_is_apart());
+        let packet = frame(payload, self.block_size(), self.length_is_apart());
+        self.seal_frame(sequence, packet)
+    }
+
+    /// The same without padding to whole blocks, against RFC 4253 §6: two bytes of padding, and the MAC or tag is right.
+    pub fn seal_unaligned(&mut self, sequence: u32, payload: &[u8]) -> Vec<u8> {
+        self.seal_frame(sequence, frame(payload, 1, true))
+    }
+
+    fn seal_frame(&mut self, sequence: u32, mut packet: Vec<u8>) -> Vec<u8> {
         match self {
             Self::Plain => {}
             Self::Ctr { stream, mac, mac_key } if mac.encrypt_then_mac => {

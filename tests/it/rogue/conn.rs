@@ -295,6 +295,12 @@ impl ServerConn {
         self.sending.protection.seal(sequence, payload)
     }
 
+    /// `seal` for a packet that is not a whole number of blocks, its MAC or tag right: no honest server makes one.
+    pub fn seal_unaligned(&mut self, payload: &[u8]) -> Vec<u8> {
+        let sequence = self.sending.count_packet();
+        self.sending.protection.seal_unaligned(sequence, payload)
+    }
+
     /// Whatever `send` sends is collected and given back instead: to be cut, joined, damaged, or written in one segment.
     pub fn capture(&mut self, send: impl FnOnce(&mut Self) -> io::Result<()>) -> io::Result<Vec<u8>> {
         let outer = self.captured.replace(Vec::new());
