@@ -373,7 +373,10 @@ impl Pipe {
 
     /// The peer sends no more data.
     pub fn eof(&self) {
-        self.lock().eof = true;
+        let mut state = self.lock();
+        // Behind our own CLOSE data is dropped: then this is not where the output ended.
+        state.eof |= state.lost.is_none();
+        drop(state);
         self.news.notify_all();
     }
 
@@ -397,6 +400,10 @@ impl Pipe {
     /// The channel is closed: both streams have ended and the status is final.
     pub fn closed(&self) {
         let mut state = self.lock();
+        if state.lost.is_some() {
+            // It answers our own CLOSE, and everybody has been told.
+            return;
+        }
         state.eof = true;
         state.outbound.broken = true;
         state.outbound.queue.clear(&self.shared.pool);
