@@ -370,8 +370,8 @@ impl ClientBuilder {
         self
     }
 
-    /// How many unread bytes all channels of the connection may hold before nothing more is granted to any. The
-    /// default is 256 MiB.
+    /// How many unread bytes all channels of the connection may hold before each gets a window of no more than 64 KiB.
+    /// The default is 256 MiB.
     pub fn memory_limit(mut self, bytes: u64) -> Self {
         self.config.memory_limit = bytes;
         self
@@ -432,7 +432,7 @@ impl ClientBuilder {
         let target = self.target.clone()?;
         let host = HostName::new(&target.host, self.port.or(target.port).unwrap_or(DEFAULT_PORT));
         let user = self.user.take().or(target.user).map_or_else(local_user, Ok)?;
-        let total = self.timeout.map(|limit| Deadline { at: Instant::now() + limit, limit });
+        let total = self.timeout.map(Deadline::after);
         let known = KnownHosts::read(&self.known_hosts_files())?;
 
         let address = self.open_tcp(&host, total)?;
@@ -464,7 +464,7 @@ impl ClientBuilder {
         let limits =
             TcpLimits { resolve: self.resolve_timeout, connect: self.connect_timeout, deadline: total.map(|d| d.at) };
         let (stream, address) = tcp::connect(host.host(), host.port(), &limits)?;
-        let user_timeout = self.config.liveness.map(|(interval, count)| interval * count);
+        let user_timeout = self.config.liveness.map(|(interval, count)| interval.saturating_mul(count));
         tcp::tune(&stream, user_timeout);
         Ok((stream, address))
     }

@@ -165,14 +165,15 @@ impl Shell {
         self.reader.set_read_timeout(timeout);
     }
 
-    /// Waits for the shell's end, without reading: read to the end of its output first. Its input stays open: send
-    /// `exit`, or drop the shell instead.
+    /// Waits for the shell's end. Its input stays open: send `exit`, or drop the shell instead. What it prints meanwhile
+    /// is kept and thrown away as by [`Child::wait`](crate::Child::wait).
     ///
     /// # Errors
     ///
     /// Why the connection was lost before the end was known.
     pub fn wait(&mut self) -> Result<ExitStatus> {
-        self.channel.wait([false; 2], &Limit::none())
+        // Nobody else can read it now. It has no stderr.
+        self.channel.wait([true, false], &Limit::none())
     }
 }
 

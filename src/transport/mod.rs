@@ -54,7 +54,7 @@ pub(crate) struct Config {
     pub max_window: u32,
     /// Unread bytes of one channel while somebody waits for its other stream.
     pub unread_limit: u64,
-    /// Unread bytes of all channels together, past which nothing more is granted.
+    /// Unread bytes of all channels together, past which only the smallest window is granted.
     pub memory_limit: u64,
     /// Keep a session channel opened in advance.
     pub spare_channel: bool,
@@ -80,6 +80,12 @@ struct Inner {
     shared: Shared,
     /// A mutex because whoever finishes the connection takes the handle out, from any thread.
     thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// The time `limit` from now. A limit that no clock can tell, such as [`Duration::MAX`], means "none": that is far away.
+pub(crate) fn instant_after(limit: Duration) -> Instant {
+    const FAR: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+    Instant::now() + limit.min(FAR)
 }
 
 /// Starts the transport thread for an authenticated connection. `name` ends up in the thread's name.
@@ -185,11 +191,11 @@ impl Handle {
             // There is no thread to join, and joining it would not end.
             return Err(Error::Closed);
         }
-        let deadline = Instant::now() + timeout;
+        let deadline = instant_after(timeout);
         let (done, outcome) = bounded(1);
         self.inner.post(Request::Finish { deadline, limit: timeout, done });
         // The thread keeps the deadline; a little more is for its goodbye.
-        let outcome = match outcome.recv_timeout(timeout + Duration::from_secs(5)) {
+        let outcome = match outcome.recv_timeout(timeout.saturating_add(Duration::from_secs(5))) {
             Ok(outcome) => outcome,
             Err(crossbeam_channel::RecvTimeoutError::Timeout) => return Err(Error::timeout(Phase::Write, timeout)),
             // Somebody else finished it, or it was lost before.
@@ -211,7 +217,10 @@ impl Handle {
     }
 
     fn ended(&self) -> Error {
-        self.lost().unwrap_or_else(|| Error::Internal("the transport ended without a reason".into()))
+        self.lost().unwrap_or_else(|| match self.inner.forked() {
+            true => Error::Closed,
+            false => Error::Internal("the transport ended without a reason".into()),
+        })
     }
 
     #[cfg(feature = "_faults")]

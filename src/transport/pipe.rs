@@ -105,6 +105,8 @@ struct Inbound {
     discarded: u64,
     /// The other stream is full of unread bytes: the waiting reader gets an error.
     blocked_by_other: bool,
+    /// The deadline that has passed, once what had come by then has been taken.
+    out_of_time: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -177,6 +179,7 @@ impl Pipe {
             discarding: false,
             discarded: 0,
             blocked_by_other: false,
+            out_of_time: None,
         };
         let state = State {
             stage: Stage::Starting,
@@ -485,6 +488,18 @@ impl Outbound {
 }
 
 impl State {
+    /// The error for output that had not ended when the time was up. What had come by then is taken first, once: a
+    /// command that never pauses would otherwise be read for ever.
+    fn out_of_time(&mut self, streams: &[Stream], limit: &Limit) -> Option<Error> {
+        let passed = limit.total.map(|(at, _)| at).filter(|at| *at <= Instant::now());
+        if passed.is_none() || self.eof || self.lost.is_some() {
+            return None;
+        }
+        let had_the_rest =
+            streams.iter().all(|s| std::mem::replace(&mut self.streams[s.index()].out_of_time, passed) == passed);
+        had_the_rest.then(|| limit.error(Phase::Read, self.last_output))
+    }
+
     /// The error that ends every wait, if there is one.
     fn interruption(&self) -> Option<Error> {
         if self.cancelled {
@@ -596,7 +611,12 @@ impl Pipe {
         let mut poke_due = self.report(&mut state, stream, consumed);
         let own = stream.index();
         let outcome = loop {
+            if let Some(error) = state.out_of_time(&[stream], limit) {
+                break Err(error);
+            }
             if !state.streams[own].queue.is_empty() {
+                // Something came after all: a wait that is to come is another one.
+                state.streams[own].blocked_by_other = false;
                 into.append(&mut state.streams[own].queue);
                 break Ok(true);
             }
@@ -635,6 +655,9 @@ impl Pipe {
         let mut poke_due = self.report(&mut state, Stream::Stdout, consumed[0]);
         poke_due |= self.report(&mut state, Stream::Stderr, consumed[1]);
         let outcome = loop {
+            if let Some(error) = state.out_of_time(&[Stream::Stdout, Stream::Stderr], limit) {
+                break Err(error);
+            }
             if state.streams.iter().any(|s| !s.queue.is_empty()) {
                 into.take_from(&mut state);
                 break Ok(true);
@@ -712,13 +735,21 @@ impl Pipe {
         true
     }
 
-    /// Puts taken bytes back to the front of the queue; `consumed` of those taken before were read.
-    pub fn put_back(&self, stream: Stream, taken: &mut ByteQueue, consumed: u64) {
+    /// Puts taken bytes back to the front of the queue; `consumed` of those taken before were read. True if the
+    /// transport should hear of that.
+    #[must_use]
+    pub fn put_back(&self, stream: Stream, taken: &mut ByteQueue, consumed: u64) -> bool {
         let mut state = self.lock();
-        self.report(&mut state, stream, consumed);
+        let poke_due = self.report(&mut state, stream, consumed);
         let queue = &mut state.streams[stream.index()].queue;
         taken.append(queue);
         std::mem::swap(taken, queue);
+        poke_due
+    }
+
+    /// Bytes read that are worth a report.
+    pub fn report_step(&self) -> u64 {
+        self.lock().report_step
     }
 
     /// Waits until `find` sees what it looks for within the first `within` bytes of a stream, and cuts it out: it says
@@ -785,6 +816,8 @@ impl Pipe {
         }
         for &stream in streams {
             let inbound = &mut state.streams[stream.index()];
+            // A reader is here and has read what came before the gap: what comes from now on is kept again.
+            inbound.discarding = false;
             if inbound.discarded > 0 {
                 let bytes = std::mem::take(&mut inbound.discarded);
                 return Some(Err(Error::Discarded { stream, bytes }));
@@ -852,7 +885,6 @@ impl Pipe {
     pub fn flush(&self, limit: &Limit, poke: &dyn Fn()) -> Result<()> {
         let mut state = self.lock();
         let target = state.outbound.written;
-        let mut poked = false;
         loop {
             let eof_due = state.outbound.eof_wanted && !state.outbound.eof_flushed;
             if state.outbound.flushed >= target && !eof_due {
@@ -868,9 +900,8 @@ impl Pipe {
                 // An EOF to somebody who reads no more is no loss; bytes are.
                 return if state.outbound.flushed >= target { Ok(()) } else { Err(Error::BrokenPipe) };
             }
-            state.outbound.flush_wanted = true;
-            if !poked {
-                poked = true;
+            // Also when an earlier flush has cleared it meanwhile: the transport looks only once each time.
+            if !std::mem::replace(&mut state.outbound.flush_wanted, true) {
                 drop(state);
                 poke();
                 state = self.lock();

@@ -148,10 +148,11 @@ impl Sessions {
         self.spares.drain(from..).collect()
     }
 
-    /// When [`surplus`](Sessions::surplus) is worth another look.
+    /// When [`surplus`](Sessions::surplus), or a limit that commands wait for, is worth another look.
     pub fn next_review(&self) -> Option<Instant> {
-        let last = self.last_start?;
-        (self.spares.len() > 1).then(|| last + SPARES_IDLE)
+        let idle = self.last_start.filter(|_| self.spares.len() > 1).map(|last| last + SPARES_IDLE);
+        let limit = self.limit.filter(|_| self.has_parked()).map(|(_, since)| since + LIMIT_BELIEVED);
+        idle.into_iter().chain(limit).min()
     }
 
     /// When a parked command is worth another try, if that is not at the next end of a session.
@@ -225,5 +226,23 @@ impl Sessions {
 
     pub fn has_parked(&self) -> bool {
         !self.parked.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_that_waits_is_looked_at_when_the_limit_is_no_longer_believed() {
+        let now = Instant::now();
+        let mut sessions = Sessions::new(false);
+        sessions.limit_met(3, false, now);
+        assert_eq!(sessions.next_review(), None);
+        sessions.park(7);
+        let then = sessions.next_review().unwrap();
+        assert!(!sessions.may_open(3, then - Duration::from_millis(1)));
+        assert!(sessions.may_open(3, then));
+        assert_eq!((sessions.next_review(), sessions.unpark()), (None, Some(7)));
     }
 }

@@ -1,6 +1,8 @@
 //! The end of a connection, wanted or not: whoever waits is told, and what can still go out does.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Sender;
 
 use super::super::message::Token;
 use super::super::wake;
@@ -10,6 +12,16 @@ use crate::connection::ChannelId;
 use crate::error::{Error, Phase};
 
 impl EventLoop {
+    /// Somebody wants the end. Whoever comes later gets the first one's answer; the earliest deadline counts.
+    pub(super) fn finish(&mut self, by: Instant, limit: Duration, done: Sender<Result<(), Error>>) {
+        if let Ending::Finish { deadline, .. } = &mut self.ending {
+            *deadline = by.min(*deadline);
+            self.closers.push(done);
+        } else {
+            self.ending = Ending::Finish { deadline: by, limit, done, sent: false };
+        }
+    }
+
     pub(super) fn is_over(&mut self, flushed: bool) -> bool {
         match &self.ending {
             Ending::No => false,
@@ -72,8 +84,9 @@ impl EventLoop {
         }
         let deadline = Instant::now() + GOODBYE;
         while let Ok(false) = self.packets.flush() {
-            if Instant::now() >= deadline || self.packets.socket(|s| wake::wait(s, true, None, Some(deadline))).is_err()
-            {
+            // Nobody reads any more: a server that still sends would keep a wait for both busy.
+            let waited = self.packets.socket(|s| wake::wait_writable(s, deadline));
+            if waited.is_err() || Instant::now() >= deadline {
                 break;
             }
         }
@@ -81,6 +94,9 @@ impl EventLoop {
             let outcome = if complete { Ok(()) } else { Err(Error::timeout(Phase::Write, limit)) };
             // The waiter is told before the thread ends, and joins it then.
             let _ = self.shared.ended.set(Error::Closed);
+            for closer in self.closers.drain(..) {
+                let _ = closer.send(outcome.clone());
+            }
             let _ = done.send(outcome);
         }
         Error::Closed

@@ -9,7 +9,7 @@ use super::super::message::{AtLimit, Token};
 use super::super::packet::Incoming;
 use super::super::pipe::Credit;
 use super::entry::{begin, prepare, Asked, Entry, Owner, Stage};
-use super::{EventLoop, GlobalWaiter, TURN_BYTES, TURN_PACKETS, WAKE_BYTES};
+use super::{EventLoop, GlobalWaiter, MIN_WINDOW, TURN_BYTES, TURN_PACKETS, WAKE_BYTES};
 use crate::connection::{ChannelId, Event, OpenFailure};
 use crate::error::{escape, Error, Result, Stream};
 use crate::exit_status::{ExitSignal, ExitStatus};
@@ -74,7 +74,9 @@ impl EventLoop {
 
     pub(super) fn event(&mut self, event: Event<'_>) {
         match event {
-            Event::Nothing | Event::Data { .. } | Event::Ignored { .. } => {}
+            Event::Nothing | Event::Data { .. } => {}
+            // It used up window, and nobody will read it.
+            Event::Ignored { channel, .. } => self.with_user(channel, Self::credit),
             Event::Opened { channel } => self.opened(channel),
             Event::OpenFailed { channel, reason, description } => self.open_failed(channel, reason, description),
             Event::OpenRequested { channel, kind, .. } => {
@@ -247,9 +249,10 @@ impl EventLoop {
         self.close_surplus();
     }
 
-    /// Sessions that are open, as opposed to being asked for.
+    /// Sessions that the server holds, as opposed to those being asked for. One that we have closed is among them: sshd
+    /// keeps it, and does not answer our CLOSE, for as long as its command runs.
     pub(super) fn confirmed_sessions(&self) -> usize {
-        self.session_channels.iter().filter(|&&id| self.connection.is_open(id)).count()
+        self.session_channels.iter().filter(|&&id| !self.connection.is_opening(id)).count()
     }
 
     /// The peer's CLOSE: the last that is heard of a channel.
@@ -295,9 +298,11 @@ impl EventLoop {
         let Some(Owner::User(token)) = self.owners.get(&id).copied() else { return };
         let Some(entry) = self.entries.get_mut(&token) else { return };
         log::debug!("{id}: {status}");
+        let first = entry.pipe.said().is_none();
         entry.pipe.exit_said(status);
-        if let Some(grace) = entry.plan.grace {
-            self.graces.push((Instant::now() + grace, token));
+        // Once: a server may say it a million times.
+        if let Some(end) = entry.plan.grace.filter(|_| first).and_then(|grace| Instant::now().checked_add(grace)) {
+            self.graces.insert((end, token));
         }
     }
 
@@ -337,9 +342,18 @@ impl EventLoop {
             if !self.withheld.contains(&token) {
                 self.withheld.push(token);
             }
+            self.grant_least(id, outstanding + credit.unread);
             return;
         }
         self.connection.grant(id, bytes);
+    }
+
+    /// Memory that others hold slows a channel whose reader keeps up down, it does not stop it.
+    fn grant_least(&mut self, id: ChannelId, in_use: u64) {
+        let least = u64::from(MIN_WINDOW);
+        if in_use <= least / 2 {
+            self.connection.grant(id, (least - in_use) as u32);
+        }
     }
 
     /// Whether nothing may be granted; then the next read is reported, however small.

@@ -28,9 +28,7 @@ impl EventLoop {
                 self.connection.global_request(&name, &data, true);
                 self.globals.push_back(GlobalWaiter::User { name, reply });
             }
-            Request::Finish { deadline, limit, done } => {
-                self.ending = Ending::Finish { deadline, limit, done, sent: false };
-            }
+            Request::Finish { deadline, limit, done } => self.finish(deadline, limit, done),
             Request::Abandon => self.ending = Ending::Now,
             Request::Inject(Fault::Loop) => self.fault = Some(Fault::Loop),
             Request::Inject(fault) => self.packets.inject(fault),
@@ -120,8 +118,8 @@ impl EventLoop {
     pub(super) fn wrote(&mut self, token: Token) {
         let Some(entry) = self.entries.get_mut(&token) else { return };
         entry.eof_wanted = entry.pipe.take_outbound(&mut entry.outbound);
-        if entry.pipe.flush_wanted() && !self.flushing.contains(&token) {
-            self.flushing.push(token);
+        if entry.pipe.flush_wanted() && !self.flushing.iter().any(|&(t, _)| t == token) {
+            self.flushing.push((token, None));
         }
         self.line_up(token);
     }
