@@ -18,11 +18,13 @@ use crate::transport::{Handle, WeakHandle};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum OnDrop {
-    /// The channel is closed. What that does to the command is the server's choice: sshd closes its pipes (so the next
-    /// write fails) and, with a terminal, sends SIGHUP; a command that neither writes nor reads goes on.
+    /// The channel is closed. What that does to the command is the server's choice: sshd closes its pipes (its next
+    /// write fails with SIGPIPE, its input is at its end) and, with a terminal, sends SIGHUP; a command that neither
+    /// writes nor reads goes on.
     #[default]
     HangUp,
-    /// The command runs on to its end; its output is thrown away and its stdin is at end of file.
+    /// The command runs on to its end; its output is thrown away and its stdin is at end of file. That needs the
+    /// connection: when the last [`Client`](crate::Client) goes too, it is as with `HangUp`.
     Leave,
     /// The command is ended: its process group if it was started with
     /// [`process_group`](crate::Command::process_group) (TERM, a grace of 5 s, KILL), else by the SSH signal KILL,

@@ -277,6 +277,13 @@ impl ClientBuilder {
         self
     }
 
+    /// The agent's socket, in place of what SSH_AUTH_SOCK names. `~/` stands for the home directory.
+    pub fn agent_socket(mut self, path: impl AsRef<Path>) -> Self {
+        self.credentials.agent = true;
+        self.credentials.agent_socket = Some(expand_home(path.as_ref()));
+        self
+    }
+
     /// Called with what the server shows before authentication (RFC 4252 §5.4), whether or not authentication succeeds
     /// afterwards. Escape it before showing it. [`Client::auth_banner`] has it, too.
     pub fn on_auth_banner(mut self, show: impl Fn(&str) + Send + Sync + 'static) -> Self {

@@ -97,7 +97,7 @@ impl Client for Ours {
         let client = self.client()?;
         let each = bytes / channels;
         at_once(channels as usize, || {
-            let mut child = client.exec_command(&format!("head -c {each} /dev/zero"))?;
+            let mut child = client.exec_command(format!("head -c {each} /dev/zero"))?;
             let stdout = child.stdout.take().ok_or("no stdout")?;
             expect_bytes(stdout, each)?;
             expect_success(&child.wait()?)
@@ -126,14 +126,20 @@ impl Client for Ours {
             let reader = thread::spawn(move || drop(read_all(stdout)));
             flooding = Some((child, reader));
         }
+        // All are there before the first one ticks: starting them is not what is measured.
+        let mut children = (0..n).map(|_| client.exec_command(ticker(ticks))).collect::<Result<Vec<_>, _>>()?;
+        for child in &mut children {
+            child.stdout.as_mut().ok_or("no stdout")?.read_exact(&mut [0; READY.len()])?;
+        }
+        process::note_threads()?;
         let late = thread::scope(|scope| -> Outcome<Vec<f64>> {
-            let follow = || -> Outcome<Vec<f64>> {
-                let mut child = client.exec_command(&ticker(ticks))?;
+            let follow = |mut child: threadline::Child| -> Outcome<Vec<f64>> {
+                drop(child.stdin.take());
                 let late = lateness(child.stdout.take().ok_or("no stdout")?)?;
                 expect_success(&child.wait()?)?;
                 Ok(late)
             };
-            let threads: Vec<_> = (0..n).map(|_| scope.spawn(follow)).collect();
+            let threads: Vec<_> = children.into_iter().map(|child| scope.spawn(move || follow(child))).collect();
             let mut all = Vec::new();
             for thread in threads {
                 all.extend(thread.join().map_err(|_| "a following thread panicked")??);
@@ -336,9 +342,14 @@ fn write_zeros(mut to: impl Write, bytes: u64) -> std::io::Result<()> {
     Ok(())
 }
 
-/// A command that prints the time ten times a second.
+/// What a ticker says first.
+const READY: &str = "ready\n";
+
+/// A command that says that it is there, waits for its stdin to end, and then prints the time ten times a second; each
+/// begins at a moment of its own.
 fn ticker(ticks: usize) -> String {
-    let program = "$| = 1; for (1 .. $ARGV[0]) { printf qq(%.6f\\n), time; sleep 0.1 }";
+    let program = "$| = 1; print qq(ready\\n); <STDIN>; sleep rand 0.1; \
+                   for (1 .. $ARGV[0]) { printf qq(%.6f\\n), time; sleep 0.1 }";
     format!("exec perl -MTime::HiRes=time,sleep -e '{program}' {ticks}")
 }
 

@@ -8,7 +8,7 @@
 //! |---|---|---|
 //! | `BENCH_ONLY` | only the sections whose name contains one of these words | all |
 //! | `BENCH_REPEATS` | turns of each client | 5 |
-//! | `BENCH_MIB` | MiB of a download or upload | 512 |
+//! | `BENCH_MIB` | MiB of a download or upload | 256 |
 //! | `BENCH_LONG_MIB` | MiB of the download over the long link | 1024 |
 //! | `BENCH_SECONDS` | how long tickers tick and idle connections are watched | 5 |
 //! | `BENCH_LINES` | lines through the printer | 5000000 |

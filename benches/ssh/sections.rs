@@ -17,6 +17,8 @@ const MIB: u64 = 1 << 20;
 
 /// What comes by itself; it differs from client to client.
 const DEFAULT: &str = "default";
+/// A byte there and back without any SSH, measured in turn with the clients: one round trip of that moment.
+const ECHO: &str = "echo";
 /// Ciphers that a transfer is measured with.
 const CIPHERS: [&str; 3] = [DEFAULT, "aes128-gcm@openssh.com", "chacha20-poly1305@openssh.com"];
 
@@ -49,7 +51,7 @@ impl Sizes {
             only: only.split_whitespace().map(str::to_owned).collect(),
             repeats: pick("BENCH_REPEATS", 5, 1)?.max(1) as usize,
             sequence: if in_earnest { 40 } else { 3 },
-            bytes: pick("BENCH_MIB", 512, 4)? * MIB,
+            bytes: pick("BENCH_MIB", 256, 4)? * MIB,
             long_bytes: pick("BENCH_LONG_MIB", 1024, 8)? * MIB,
             seconds: pick("BENCH_SECONDS", 5, 1)? as f64,
             lines: pick("BENCH_LINES", 5_000_000, 40_000)? as usize,
@@ -77,7 +79,7 @@ impl Bench {
 
     /// All sections.
     pub fn run(mut self) -> Outcome<Table> {
-        let sections: [(&str, fn(&mut Bench) -> Outcome<()>); 10] = [
+        let sections: [(&str, Section); 10] = [
             ("links", Bench::links),
             ("login", Bench::login),
             ("commands", Bench::commands),
@@ -125,11 +127,10 @@ impl Bench {
     fn links(&mut self) -> Outcome<()> {
         for ms in [20, 100] {
             let round_trip = Duration::from_millis(ms);
-            let echo = copy::echoes(round_trip, 10)? / 10.0;
-            let took = copy::download(round_trip, self.sizes.long_bytes)? - echo;
-            let what = format!("the {ms} ms link itself: a byte there and back; a raw TCP copy");
-            let text = format!("{}; {}", time(echo), rate(self.sizes.long_bytes, took));
-            self.table.push(Row::new(what).cell("threadline", text));
+            let (echo, bytes) = (echo(round_trip)?.seconds, self.sizes.long_bytes);
+            let took = copy::download(round_trip, bytes)?;
+            let what = format!("no SSH, the {ms} ms link: a byte there and back, a TCP copy");
+            self.table.push(Row::new(what).cell("threadline", format!("{}, {}", time(echo), rate(bytes, took))));
         }
         Ok(())
     }
@@ -158,23 +159,25 @@ impl Bench {
         let link = self.link(round_trip)?;
         let each = |run: &Run| time(run.seconds / n as f64);
 
-        let near = self.on_one_connection("sequence", n, self.server.port())?;
+        let near = self.on_one_connection("sequence", n, self.server.port(), Duration::ZERO)?;
         let target = at_least("4 x ControlMaster", near.of("ControlMaster") / near.of("threadline"), 4.0);
         self.table.push(near.row("`true` in sequence, each", each).target(target));
 
-        let far = self.on_one_connection("sequence", n, link.port())?;
-        let ideal = copy::echoes(round_trip, 20)? / 20.0 + near.of("threadline") / n as f64;
+        let far = self.on_one_connection("sequence", n, link.port(), round_trip)?;
+        let ideal = far.of(ECHO) + near.of("threadline") / n as f64;
         let target = at_most("1.1 x (round trip + own time at 0 ms)", far.of("threadline") / n as f64 / ideal, 1.1);
         self.table.push(far.row("the same at 20 ms", each).target(target));
 
         let whole = |run: &Run| time(run.seconds);
-        self.table.push(self.on_one_connection("burst", 16, self.server.port())?.row("16 `true` at once", whole));
-        self.table.push(self.on_one_connection("burst", 16, link.port())?.row("the same at 20 ms", whole));
+        let near = self.on_one_connection("burst", 16, self.server.port(), Duration::ZERO)?;
+        self.table.push(near.row("16 `true` at once", whole));
+        let far = self.on_one_connection("burst", 16, link.port(), round_trip)?;
+        self.table.push(far.row("the same at 20 ms", whole));
         Ok(())
     }
 
     /// What everybody does on a connection that is up and has run commands before.
-    fn on_one_connection(&self, how: &str, n: usize, port: u16) -> Outcome<Medians> {
+    fn on_one_connection(&self, how: &str, n: usize, port: u16, round_trip: Duration) -> Outcome<Medians> {
         let (mut ours, mut plain, mut paramiko) = (self.ours()?, self.plain()?, self.paramiko()?);
         for worker in [&mut ours, &mut plain, &mut paramiko] {
             worker.ask(&format!("connect {port} default"))?;
@@ -189,6 +192,7 @@ impl Bench {
                 ("ssh2", Box::new(|| plain.ask(&task))),
                 ("ControlMaster", Box::new(|| master.run_true(how, n))),
                 ("paramiko", Box::new(|| paramiko.ask(&task))),
+                (ECHO, Box::new(|| echo(round_trip))),
             ],
         )
     }
@@ -197,19 +201,18 @@ impl Bench {
     fn far_bursts(&mut self) -> Outcome<()> {
         let round_trip = Duration::from_millis(100);
         let link = self.link(round_trip)?;
-        let trips = |run: &Run| format!("{:.2} round trips", run.seconds / round_trip.as_secs_f64());
         for (n, repeats) in [(8, self.sizes.repeats.min(3)), (64, 1)] {
-            let took = self.on_new_connections(n, link.port(), repeats)?;
-            let mut row = took.row(&format!("{n} `true` at once at 100 ms"), trips);
-            if n == 8 {
-                row = row.target(at_most("2.3 round trips", took.of("threadline") / round_trip.as_secs_f64(), 2.3));
-            }
-            self.table.push(row);
+            let took = self.on_new_connections(n, link.port(), round_trip, repeats)?;
+            let trip = took.of(ECHO);
+            let row = took
+                .row(&format!("{n} `true` at once at 100 ms, round trips"), |run| format!("{:.2}", run.seconds / trip));
+            let target = at_most("2.3 round trips", took.of("threadline") / trip, 2.3);
+            self.table.push(if n == 8 { row.target(target) } else { row });
         }
         Ok(())
     }
 
-    fn on_new_connections(&self, n: usize, port: u16, repeats: usize) -> Outcome<Medians> {
+    fn on_new_connections(&self, n: usize, port: u16, round_trip: Duration, repeats: usize) -> Outcome<Medians> {
         let (mut ours, mut plain, mut paramiko) = (self.ours()?, self.plain()?, self.paramiko()?);
         let (connect, burst) = (format!("connect {port} default"), format!("burst {n}"));
         let fresh = |worker: &mut Worker| worker.ask(&connect).and_then(|_| worker.ask(&burst));
@@ -220,6 +223,7 @@ impl Bench {
                 ("ssh2", Box::new(|| fresh(&mut plain))),
                 ("ControlMaster", Box::new(|| Master::start(&self.server, port)?.run_true("burst", n))),
                 ("paramiko", Box::new(|| fresh(&mut paramiko))),
+                (ECHO, Box::new(|| echo(round_trip))),
             ],
         )
     }
@@ -355,6 +359,9 @@ impl Bench {
     }
 }
 
+/// Measures one subject and puts its rows into the table.
+type Section = fn(&mut Bench) -> Outcome<()>;
+
 /// A client's turn of a measurement.
 type Turn<'a> = Box<dyn FnMut() -> Outcome<Run> + 'a>;
 
@@ -414,6 +421,12 @@ fn usage(bytes: u64) -> [(&'static str, impl Fn(&Run) -> String + Copy); 1] {
     [("  client's processor time per GB, peak memory, threads", show)]
 }
 
+/// One round trip over a link of this length, in the middle of a few.
+fn echo(round_trip: Duration) -> Outcome<Run> {
+    const TIMES: usize = 5;
+    Ok(Run::of(copy::echoes(round_trip, TIMES)? / TIMES as f64))
+}
+
 fn at_most(of: &str, measured: f64, limit: f64) -> Target {
     (format!("<= {of}"), format!("{measured:.2}"), measured <= limit)
 }
@@ -422,19 +435,10 @@ fn at_least(of: &str, measured: f64, limit: f64) -> Target {
     (format!(">= {of}"), format!("{measured:.2}"), measured >= limit)
 }
 
-/// A Python that has paramiko: the machine's, or one of our own, made here when it is needed first.
+/// The Python that has paramiko; `.ci/paramiko` makes sure of it.
 fn find_paramiko() -> Outcome<String> {
-    let own = concat!(env!("CARGO_TARGET_TMPDIR"), "/paramiko");
-    let own_python = format!("{own}/bin/python");
-    let has_paramiko = |python: &str| {
-        let mut command = Command::new(python);
-        command.args(["-c", "import paramiko"]).stderr(Stdio::null()).status().is_ok_and(|ended| ended.success())
-    };
-    if let Some(python) = ["python3", &own_python].into_iter().find(|python| has_paramiko(python)) {
-        return Ok(python.to_owned());
-    }
-    eprintln!("installing paramiko into {own}");
-    openssh::time(Command::new("python3").args(["-m", "venv", own]))?;
-    openssh::time(Command::new(&own_python).args(["-m", "pip", "install", "--quiet", "paramiko"]))?;
-    Ok(own_python)
+    const PROJECT: &str = env!("CARGO_MANIFEST_DIR");
+    let tools = std::env::var("TOOLS").unwrap_or_else(|_| format!("{PROJECT}/target/tools"));
+    openssh::time(Command::new(format!("{PROJECT}/.ci/paramiko")).env("TOOLS", &tools).stdin(Stdio::null()))?;
+    Ok(format!("{tools}/paramiko/bin/python3"))
 }

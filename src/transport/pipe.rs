@@ -368,10 +368,10 @@ impl Pipe {
         }
     }
 
-    /// The peer sends no more data.
+    /// The peer sends no more data. [`wake_readers`](Pipe::wake_readers) is due: not here, because the command's end
+    /// mostly comes in the same packet of the network, and then one wake-up tells all.
     pub fn eof(&self) {
         self.lock().eof = true;
-        self.news.notify_all();
     }
 
     /// What the server said about the command's end; final only when the channel closes.
