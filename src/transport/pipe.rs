@@ -394,14 +394,16 @@ impl Pipe {
         self.room.notify_all();
     }
 
-    /// The channel is closed: both streams have ended and the status is final.
+    /// The channel is closed: both streams have ended and the status is final. If we closed it first that is not the
+    /// command's end: a reader that lags must not take it for one.
     pub fn closed(&self) {
         let mut state = self.lock();
-        state.eof = true;
+        let ended = state.lost.is_none();
+        state.eof |= ended;
         state.outbound.broken = true;
         state.outbound.queue.clear(&self.shared.pool);
         if state.status.is_none() {
-            state.status = Some(state.said.take().unwrap_or(ExitStatus::Unknown));
+            state.status = state.said.take().or(ended.then_some(ExitStatus::Unknown));
         }
         if matches!(state.stage, Stage::Starting) {
             state.stage = Stage::Failed(Error::ConnectionLost {
