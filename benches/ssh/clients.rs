@@ -97,7 +97,7 @@ impl Client for Ours {
         let client = self.client()?;
         let each = bytes / channels;
         at_once(channels as usize, || {
-            let mut child = client.exec_command(&format!("head -c {each} /dev/zero"))?;
+            let mut child = client.exec_command(format!("head -c {each} /dev/zero"))?;
             let stdout = child.stdout.take().ok_or("no stdout")?;
             expect_bytes(stdout, each)?;
             expect_success(&child.wait()?)
@@ -127,7 +127,7 @@ impl Client for Ours {
             flooding = Some((child, reader));
         }
         // All are there before the first one ticks: starting them is not what is measured.
-        let mut children = (0..n).map(|_| client.exec_command(&ticker(ticks))).collect::<Result<Vec<_>, _>>()?;
+        let mut children = (0..n).map(|_| client.exec_command(ticker(ticks))).collect::<Result<Vec<_>, _>>()?;
         for child in &mut children {
             child.stdout.as_mut().ok_or("no stdout")?.read_exact(&mut [0; READY.len()])?;
         }
@@ -159,7 +159,8 @@ impl Client for Ours {
 
     fn hold(&mut self, port: u16, n: usize) -> Outcome<()> {
         for _ in 0..n {
-            self.held.push(self.builder(port).connect()?);
+            // A probe after 15 s of silence would fall into some runs and not into others.
+            self.held.push(self.builder(port).no_keepalive().connect()?);
         }
         Ok(())
     }

@@ -79,7 +79,7 @@ impl Bench {
 
     /// All sections.
     pub fn run(mut self) -> Outcome<Table> {
-        let sections: [(&str, fn(&mut Bench) -> Outcome<()>); 10] = [
+        let sections: [(&str, Section); 10] = [
             ("links", Bench::links),
             ("login", Bench::login),
             ("commands", Bench::commands),
@@ -359,6 +359,9 @@ impl Bench {
     }
 }
 
+/// Measures one subject and puts its rows into the table.
+type Section = fn(&mut Bench) -> Outcome<()>;
+
 /// A client's turn of a measurement.
 type Turn<'a> = Box<dyn FnMut() -> Outcome<Run> + 'a>;
 
@@ -432,19 +435,10 @@ fn at_least(of: &str, measured: f64, limit: f64) -> Target {
     (format!(">= {of}"), format!("{measured:.2}"), measured >= limit)
 }
 
-/// A Python that has paramiko: the machine's, or one of our own, made here when it is needed first.
+/// The Python that has paramiko; `.ci/paramiko` makes sure of it.
 fn find_paramiko() -> Outcome<String> {
-    let own = concat!(env!("CARGO_TARGET_TMPDIR"), "/paramiko");
-    let own_python = format!("{own}/bin/python");
-    let has_paramiko = |python: &str| {
-        let mut command = Command::new(python);
-        command.args(["-c", "import paramiko"]).stderr(Stdio::null()).status().is_ok_and(|ended| ended.success())
-    };
-    if let Some(python) = ["python3", &own_python].into_iter().find(|python| has_paramiko(python)) {
-        return Ok(python.to_owned());
-    }
-    eprintln!("installing paramiko into {own}");
-    openssh::time(Command::new("python3").args(["-m", "venv", own]))?;
-    openssh::time(Command::new(&own_python).args(["-m", "pip", "install", "--quiet", "paramiko"]))?;
-    Ok(own_python)
+    const PROJECT: &str = env!("CARGO_MANIFEST_DIR");
+    let tools = std::env::var("TOOLS").unwrap_or_else(|_| format!("{PROJECT}/target/tools"));
+    openssh::time(Command::new(format!("{PROJECT}/.ci/paramiko")).env("TOOLS", &tools).stdin(Stdio::null()))?;
+    Ok(format!("{tools}/paramiko/bin/python3"))
 }

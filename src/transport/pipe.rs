@@ -371,13 +371,12 @@ impl Pipe {
         }
     }
 
-    /// The peer sends no more data.
+    /// The peer sends no more data. [`wake_readers`](Pipe::wake_readers) is due: not here, because the command's end
+    /// mostly comes in the same packet of the network, and then one wake-up tells all.
     pub fn eof(&self) {
         let mut state = self.lock();
         // Behind our own CLOSE data is dropped: then this is not where the output ended.
         state.eof |= state.lost.is_none();
-        drop(state);
-        self.news.notify_all();
     }
 
     /// What the server said about the command's end; final only when the channel closes.
@@ -397,18 +396,16 @@ impl Pipe {
         self.room.notify_all();
     }
 
-    /// The channel is closed: both streams have ended and the status is final.
+    /// The channel is closed: both streams have ended and the status is final. If we closed it first that is not the
+    /// command's end: a reader that lags must not take it for one.
     pub fn closed(&self) {
         let mut state = self.lock();
-        if state.lost.is_some() {
-            // It answers our own CLOSE, and everybody has been told.
-            return;
-        }
-        state.eof = true;
+        let ended = state.lost.is_none();
+        state.eof |= ended;
         state.outbound.broken = true;
         state.outbound.queue.clear(&self.shared.pool);
         if state.status.is_none() {
-            state.status = Some(state.said.take().unwrap_or(ExitStatus::Unknown));
+            state.status = state.said.take().or(ended.then_some(ExitStatus::Unknown));
         }
         if matches!(state.stage, Stage::Starting) {
             state.stage = Stage::Failed(Error::ConnectionLost {

@@ -65,6 +65,13 @@ impl EventLoop {
         }
     }
 
+    fn eof(&mut self, id: ChannelId) {
+        let Some(Owner::User(token)) = self.owners.get(&id) else { return };
+        let Some(entry) = self.entries.get(token) else { return };
+        entry.pipe.eof();
+        self.waking.push(Arc::clone(&entry.pipe));
+    }
+
     pub(super) fn event(&mut self, event: Event<'_>) {
         match event {
             Event::Nothing | Event::Data { .. } => {}
@@ -80,7 +87,7 @@ impl EventLoop {
                 self.connection.refuse(channel, OpenFailure::AdministrativelyProhibited, "not expected");
             }
             Event::Writable { channel } => self.with_user(channel, Self::line_up),
-            Event::Eof { channel } => self.with_entry(channel, |entry| entry.pipe.eof()),
+            Event::Eof { channel } => self.eof(channel),
             Event::Closed { channel } => self.closed(channel),
             Event::Reply { channel, success } => self.with_user(channel, |this, token| this.reply(token, success)),
             Event::ExitStatus { channel, status } => self.exit_said(channel, ExitStatus::Code(status)),

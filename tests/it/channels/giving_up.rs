@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
-use threadline::Error;
+use threadline::{Child, Error};
 
 use super::{at_once, meanwhile, own, Echo};
 use crate::connect::{client, PATIENCE};
@@ -23,16 +23,24 @@ fn drop_timed(held: Held) -> Duration {
     start.elapsed()
 }
 
+/// Which two are one for [`busy`], so that there are 24 orders and not 120 connections.
+#[derive(Debug, Clone, Copy)]
+enum Together {
+    Outputs,
+    ChildAndInput,
+}
+
 /// A connection whose command floods both outputs, with its input full as well.
-fn busy(server: &Sshd) -> Vec<Held> {
+fn busy(server: &Sshd, together: Together) -> Vec<Held> {
     let client = client(server);
     let mut child = client.exec_command("cat /dev/zero >&2 & exec cat /dev/zero").unwrap();
     let mut stdin = child.stdin.take().unwrap();
     stdin.write_all(&vec![0; 400 * 1024]).unwrap();
-    let mut stdout = child.stdout.take().unwrap();
-    stdout.read_exact(&mut [0; 1000]).unwrap();
-    let stderr = child.stderr.take().unwrap();
-    vec![held(client), held(child), held(stdin), held(stdout), held(stderr)]
+    let (stdout, stderr) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
+    match together {
+        Together::Outputs => vec![held(client), held(child), held(stdin), held((stdout, stderr))],
+        Together::ChildAndInput => vec![held(client), held((child, stdin)), held(stdout), held(stderr)],
+    }
 }
 
 /// Every order of so many things.
@@ -54,18 +62,29 @@ fn everything_can_be_dropped_in_every_order_and_no_drop_waits() {
     alone("channels::giving_up::everything_can_be_dropped_in_every_order_and_no_drop_waits", PATIENCE, || {
         let server = Sshd::start().unwrap();
         let before = open_files();
-        for order in orders(5) {
+        let both = [Together::Outputs, Together::ChildAndInput];
+        for (order, together) in orders(4).into_iter().flat_map(|order| both.map(|together| (order.clone(), together)))
+        {
             // A drop that waits does so each time; a machine that is busy does not.
             let fast = (0..3).any(|_| {
-                let mut held: Vec<_> = busy(&server).into_iter().map(Some).collect();
+                let mut held: Vec<_> = busy(&server, together).into_iter().map(Some).collect();
                 let took: Duration = order.iter().map(|&at| drop_timed(held[at].take().unwrap())).sum();
                 took < Duration::from_millis(100)
             });
-            assert!(fast, "{order:?}");
+            assert!(fast, "{order:?} {together:?}");
         }
         eventually(PATIENCE, "every transport ends", || threads_named("tl:") == 0);
         assert_eq!(open_files(), before);
     });
+}
+
+/// The end of a command that we closed: that we did, or how it took the end of its output if it was fast.
+fn is_closed(child: &mut Child) -> bool {
+    match child.wait() {
+        Err(Error::Closed) => true,
+        Ok(status) => status.signal() == Some("PIPE"),
+        Err(_) => false,
+    }
 }
 
 #[test]
@@ -95,10 +114,31 @@ fn closing_a_command_ends_the_reads_of_others_and_leaves_other_commands_alone() 
         }
         let ended = reading.wait();
         assert!(matches!(ended, Some(Error::Closed)), "{ended:?}");
-        assert!(matches!(child.wait(), Err(Error::Closed)));
+        assert!(is_closed(&mut child));
         other.rounds(1);
     }
     other.ends_well();
+}
+
+#[test]
+fn what_had_come_before_a_close_is_read_and_then_the_close_is_told_and_no_end_of_file() {
+    let server = Sshd::start().unwrap();
+    let client = client(&server);
+    within(PATIENCE, move || {
+        let mut child = client.sh("cat /dev/zero").spawn().unwrap();
+        let mut stdout = child.stdout.take().unwrap();
+        stdout.read_exact(&mut [0; 1]).unwrap();
+        child.close();
+        // The server's own CLOSE has come, too: it sends that before it answers the second of these.
+        for _ in 0..3 {
+            client.ping(PATIENCE).unwrap();
+        }
+        let mut rest = Vec::new();
+        let error = stdout.read_to_end(&mut rest).unwrap_err();
+        assert!(matches!(own(&error), Error::Closed), "{error}");
+        assert!(rest.iter().all(|&byte| byte == 0));
+        assert!(is_closed(&mut child));
+    });
 }
 
 #[test]

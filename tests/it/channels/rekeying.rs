@@ -10,7 +10,7 @@ use crate::sshd::Sshd;
 use crate::util::{noise, sha256, within};
 
 const CHANNELS: u64 = 16;
-/// 256 MiB through all channels, half of it up and half of it down.
+/// 256 MiB in all, half of it up and half of it down.
 const EACH: u64 = 8 << 20;
 
 /// How many key exchanges sshd has begun, by its log.
