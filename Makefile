@@ -7,7 +7,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 export TOOLS ?= $(CURDIR)/target/tools
 # Lets the tests inject faults into the library's callbacks and threads.
 TEST_FLAGS = --locked --features _faults
-# What runs under valgrind; a filter on the names of the integration tests, all of them when empty.
+# What runs under valgrind: a filter on the names of the integration tests; the core of them when empty.
 ASAN_TESTS ?=
 # How long each fuzz target runs.
 FUZZ_SECONDS ?= 60

@@ -18,11 +18,13 @@ use crate::transport::{Handle, WeakHandle};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum OnDrop {
-    /// The channel is closed. What that does to the command is the server's choice: sshd closes its pipes (so the next
-    /// write fails) and, with a terminal, sends SIGHUP; a command that neither writes nor reads goes on.
+    /// The channel is closed. What that does to the command is the server's choice: sshd closes its pipes (its next
+    /// write fails with SIGPIPE, its input is at its end) and, with a terminal, sends SIGHUP; a command that neither
+    /// writes nor reads goes on.
     #[default]
     HangUp,
-    /// The command runs on to its end; its output is thrown away and its stdin is at end of file.
+    /// The command runs on to its end; its output is thrown away and its stdin is at end of file. That needs the
+    /// connection: when the last [`Client`](crate::Client) goes too, it is as with `HangUp`.
     Leave,
     /// The command is ended: its process group if it was started with
     /// [`process_group`](crate::Command::process_group) (TERM, a grace of 5 s, KILL), else by the SSH signal KILL,
@@ -140,17 +142,21 @@ pub(crate) struct StreamReader {
     taken: ByteQueue,
     /// Read from `taken`, not yet reported.
     unreported: u64,
+    /// When that is reported, at the latest.
+    step: u64,
     ended: bool,
     timeout: Option<Duration>,
 }
 
-/// Bytes read from a taken queue before the transport is told, so that its grants stay smooth.
+/// Bytes read from a taken queue before the transport is told, so that its grants stay smooth; of a small window less,
+/// because a reader that has read all of it may have something else to do before it comes for more.
 const REPORT: u64 = 128 * 1024;
 
 impl StreamReader {
     pub fn new(channel: Arc<Channel>, stream: Stream) -> StreamReader {
         channel.pipe.take_stream(stream);
-        StreamReader { channel, stream, taken: ByteQueue::default(), unreported: 0, ended: false, timeout: None }
+        let step = channel.pipe.report_step().min(REPORT);
+        StreamReader { channel, stream, taken: ByteQueue::default(), unreported: 0, step, ended: false, timeout: None }
     }
 
     pub fn channel(&self) -> &Arc<Channel> {
@@ -182,7 +188,7 @@ impl StreamReader {
     pub fn consume(&mut self, n: usize) {
         self.taken.consume(n, self.channel.pipe.pool());
         self.unreported += n as u64;
-        if self.unreported >= REPORT && !self.taken.is_empty() {
+        if self.unreported >= self.step {
             let n = std::mem::take(&mut self.unreported);
             if self.channel.pipe.consumed(self.stream, n) {
                 self.channel.poke_consumed();
@@ -193,7 +199,9 @@ impl StreamReader {
     /// Puts back what was taken and not read; somebody else reads the stream from here on.
     pub fn hand_over(mut self) {
         let consumed = std::mem::take(&mut self.unreported);
-        self.channel.pipe.put_back(self.stream, &mut self.taken, consumed);
+        if self.channel.pipe.put_back(self.stream, &mut self.taken, consumed) {
+            self.channel.poke_consumed();
+        }
         self.ended = true;
     }
 
@@ -231,6 +239,8 @@ pub(crate) struct MergedReader {
     channel: Arc<Channel>,
     taken: Merged,
     unreported: [u64; 2],
+    /// When that is reported, at the latest.
+    step: u64,
     /// What the last call showed, to be consumed by the next.
     shown: Option<(Stream, usize)>,
 }
@@ -239,7 +249,8 @@ impl MergedReader {
     pub fn new(channel: Arc<Channel>) -> MergedReader {
         channel.pipe.take_stream(Stream::Stdout);
         channel.pipe.take_stream(Stream::Stderr);
-        MergedReader { channel, taken: Merged::default(), unreported: [0; 2], shown: None }
+        let step = channel.pipe.report_step().min(REPORT);
+        MergedReader { channel, taken: Merged::default(), unreported: [0; 2], step, shown: None }
     }
 
     /// The next bytes in order of arrival, and when they arrived; `None` when both streams have ended.
@@ -264,7 +275,7 @@ impl MergedReader {
         self.taken.consume(n, self.channel.pipe.pool());
         let unreported = &mut self.unreported[stream.index()];
         *unreported += n as u64;
-        if *unreported >= REPORT && self.channel.pipe.consumed(stream, std::mem::take(unreported)) {
+        if *unreported >= self.step && self.channel.pipe.consumed(stream, std::mem::take(unreported)) {
             self.channel.poke_consumed();
         }
     }
@@ -367,6 +378,9 @@ impl ChildStdin {
 
     /// Ends the input and waits until everything written, and the end, has been handed to the network.
     ///
+    /// The server may hold some of it when this returns, and sshd throws that away when the connection ends: before
+    /// this process does, [`wait`](crate::Child::wait) for the command or [`close`](crate::Client::close) the client.
+    ///
     /// # Errors
     ///
     /// [`Error::Timeout`] when `deadline` passes first (what is queued still goes out in the background),
@@ -378,10 +392,7 @@ impl ChildStdin {
     }
 
     fn limit(&self) -> Limit {
-        match self.timeout {
-            Some(_) => Limit::after(self.timeout),
-            None => Limit { total: self.channel.limit.total, idle: None },
-        }
+        Limit { total: earlier(Limit::after(self.timeout).total, self.channel.limit.total), idle: None }
     }
 
     fn flush_within(&self, limit: &Limit) -> Result<()> {

@@ -27,6 +27,9 @@ const KILL_GRACE: Duration = Duration::from_secs(5);
 ///
 /// A child whose output nobody reads is held back by the server after 2 MiB (the receive window), as a local one is by
 /// a full pipe.
+///
+/// The streams live on their own: with `client.exec_command("…")?.stdout`, which drops the rest of the child, the
+/// command's input is at its end and its errors are thrown away, and it goes on until that stream is dropped, too.
 #[derive(Debug)]
 pub struct Child {
     /// The command's input, if it is piped. Dropping it ends the input.
@@ -99,7 +102,8 @@ impl Child {
         Ok(())
     }
 
-    /// Ends the command's input and waits for the command's end.
+    /// Ends the command's input, if it is still here, and waits for the command's end. May be called again; the answer
+    /// stays the same.
     ///
     /// Output that nobody has taken is read meanwhile: up to the client's unread limit (64 MiB) is kept and can be
     /// read afterwards, the rest is thrown away, which reading then reports as [`Error::Discarded`].
@@ -135,7 +139,8 @@ impl Child {
         Ok(status)
     }
 
-    /// How the command ended, if it has; without waiting.
+    /// How the command ended, if it has; without waiting. It leaves the input open and reads nothing: a command that
+    /// prints more than the receive window never ends unless somebody reads.
     ///
     /// # Errors
     ///
@@ -189,20 +194,28 @@ impl Child {
     }
 
     /// Sends a signal by name without "SIG", such as `TERM` or `INT` (RFC 4254 §6.9). Does not wait; the server may
-    /// ignore it and does not say. sshd delivers it to the command's process group, though some versions not for root.
+    /// ignore it and does not say. sshd knows HUP, INT, KILL, QUIT, TERM, USR1 and USR2 and delivers them to the
+    /// command's process group; not to root's commands (some versions), not to forced ones, and not in the first
+    /// moment, before the command has a group.
     pub fn signal(&self, name: &str) {
         self.channel.signal(name);
     }
 
     /// Ends the command and its children: TERM, five seconds, KILL, to the remote process group, from a second channel
-    /// of this connection; then looks whether anything is left.
+    /// of this connection; then looks whether anything is left. The child stays as it is: [`wait`](Child::wait) tells
+    /// how the command took it.
+    ///
+    /// Unlike with std it is not too late when the command itself has ended: what it left behind in its group is ended.
+    /// A number that has been given to another process group since is not touched.
     ///
     /// Without [`process_group`](crate::Command::process_group) the group is not known: the SSH signal KILL is sent,
     /// and the outcome is [`KillOutcome::Unknown`].
     ///
     /// # Errors
     ///
-    /// When the second channel could not be opened or the connection was lost.
+    /// When the second channel could not be opened or the connection was lost. Where the server allows no more sessions
+    /// (sshd's MaxSessions) it waits for one to end, as long as twice the grace and ten seconds; then it is
+    /// [`Error::Timeout`], and [`signal`](Child::signal) is what is left.
     pub fn kill(&mut self) -> Result<KillOutcome> {
         self.kill_after(KILL_GRACE)
     }

@@ -145,12 +145,14 @@ impl Client {
         self.handle.lost()
     }
 
-    /// Sends everything that is queued on every channel, says goodbye, and waits for the end; at most for `deadline`
-    /// and a few seconds more for the goodbye. Commands that still run are hung up. All clones are closed.
+    /// Sends everything that is queued on every channel, waits until the server has passed it on to its commands, says
+    /// goodbye, and waits for the end; at most for `deadline` and a few seconds more for the goodbye. Commands that
+    /// still run are hung up. All clones are closed.
     ///
     /// # Errors
     ///
-    /// [`Error::Timeout`] if something queued did not go out in time, or why the connection had been lost.
+    /// [`Error::Timeout`] if something queued did not go out in time or a command did not take its input, or why the
+    /// connection had been lost.
     pub fn close(&self, deadline: Duration) -> Result<()> {
         self.handle.finish(deadline)
     }
@@ -238,7 +240,7 @@ impl ClientBuilder {
         }
     }
 
-    /// The remote user; overrides one in the target. The default is the local user's name.
+    /// The remote user; overrides one in the target. The default is the local user's name (USER, LOGNAME, passwd).
     pub fn user(mut self, user: &str) -> Self {
         self.user = Some(user.to_owned());
         self
@@ -272,6 +274,13 @@ impl ClientBuilder {
     /// Whether to try the keys of the agent at SSH_AUTH_SOCK. The default is yes.
     pub fn agent(mut self, agent: bool) -> Self {
         self.credentials.agent = agent;
+        self
+    }
+
+    /// The agent's socket, in place of what SSH_AUTH_SOCK names. `~/` stands for the home directory.
+    pub fn agent_socket(mut self, path: impl AsRef<Path>) -> Self {
+        self.credentials.agent = true;
+        self.credentials.agent_socket = Some(expand_home(path.as_ref()));
         self
     }
 
@@ -361,8 +370,8 @@ impl ClientBuilder {
         self
     }
 
-    /// How many unread bytes all channels of the connection may hold before nothing more is granted to any. The
-    /// default is 256 MiB.
+    /// How many unread bytes all channels of the connection may hold before each gets a window of no more than 64 KiB.
+    /// The default is 256 MiB.
     pub fn memory_limit(mut self, bytes: u64) -> Self {
         self.config.memory_limit = bytes;
         self
@@ -423,7 +432,7 @@ impl ClientBuilder {
         let target = self.target.clone()?;
         let host = HostName::new(&target.host, self.port.or(target.port).unwrap_or(DEFAULT_PORT));
         let user = self.user.take().or(target.user).map_or_else(local_user, Ok)?;
-        let total = self.timeout.map(|limit| Deadline { at: Instant::now() + limit, limit });
+        let total = self.timeout.map(Deadline::after);
         let known = KnownHosts::read(&self.known_hosts_files())?;
 
         let address = self.open_tcp(&host, total)?;
@@ -455,7 +464,7 @@ impl ClientBuilder {
         let limits =
             TcpLimits { resolve: self.resolve_timeout, connect: self.connect_timeout, deadline: total.map(|d| d.at) };
         let (stream, address) = tcp::connect(host.host(), host.port(), &limits)?;
-        let user_timeout = self.config.liveness.map(|(interval, count)| interval * count);
+        let user_timeout = self.config.liveness.map(|(interval, count)| interval.saturating_mul(count));
         tcp::tune(&stream, user_timeout);
         Ok((stream, address))
     }
@@ -507,16 +516,41 @@ fn auth_banner(packets: &mut Packets) -> Option<String> {
     (!banner.is_empty()).then(|| String::from_utf8_lossy(&banner).into_owned())
 }
 
+/// The local user's name: USER, LOGNAME, or what /etc/passwd calls our user id.
 fn local_user() -> Result<String> {
     ["USER", "LOGNAME"]
         .into_iter()
         .find_map(|name| std::env::var(name).ok().filter(|user| !user.is_empty()))
-        .ok_or_else(|| Error::invalid("no user was given and neither USER nor LOGNAME is set; write user@host"))
+        .or_else(|| user_of(&std::fs::read_to_string("/etc/passwd").ok()?, rustix::process::getuid().as_raw()))
+        .ok_or_else(|| Error::invalid("no user was given, and the local one's name is not known; write user@host"))
+}
+
+/// The name that a passwd(5) file has for a user id.
+fn user_of(passwd: &str, uid: u32) -> Option<String> {
+    let uid = uid.to_string();
+    passwd.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)? == uid && !name.is_empty()).then(|| name.to_owned())
+    })
 }
 
 fn expand_home(path: &Path) -> PathBuf {
     match (path.strip_prefix("~"), host_key::home_dir()) {
         (Ok(rest), Some(home)) => home.join(rest),
         _ => path.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_user_id_has_the_name_that_passwd_says() {
+        let passwd = "root:x:0:0:root:/root:/bin/sh\n# nonsense\n:x:7:7::/:\nann:x:1000:1000::/home/ann:/bin/sh\n";
+        assert_eq!(user_of(passwd, 1000).as_deref(), Some("ann"));
+        assert_eq!(user_of(passwd, 0).as_deref(), Some("root"));
+        assert_eq!((user_of(passwd, 7), user_of(passwd, 100)), (None, None));
     }
 }

@@ -69,7 +69,30 @@ pub enum ExitPolicy {
 /// * The remote side is not a child of this process: with [`spawn`](Command::spawn) the output streams are piped and
 ///   stdin is empty, unless set otherwise; nothing is inherited by default.
 /// * The environment and the working directory are the server's, not this process's.
-/// * The text and its environment must fit into one packet: 32 KiB. Larger scripts go through stdin.
+/// * A program that does not exist is no error of `spawn`: the remote shell says so on stderr and ends with status 127.
+/// * Dropping the [`Child`] does something, see [`OnDrop`]; timeouts are part of the command.
+/// * The text and its environment must fit into one packet: 32 KiB. Larger scripts go through stdin of `sh -s`.
+/// * It is cheap to clone, may be run many times, and from many threads at once.
+///
+/// # What the login shell has to do with it
+///
+/// An SSH server gives the command's text to the user's login shell. [`Client::command`] quotes what it is given, so
+/// that sh, dash, bash, zsh, ksh, fish, csh and tcsh all hand the same bytes to the program; only NUL cannot be sent.
+/// What remains the shell's:
+///
+/// * Which program a name means. A builtin of the shell (`printf`, `test`, `kill`) is taken for its namesake, and with
+///   fish a function or alias of `config.fish`, too; in the other shells aliases and reserved words are not. With
+///   [`current_dir`](Command::current_dir), [`env_inline`](Command::env_inline),
+///   [`process_group`](Command::process_group), or a newline in an argument, it is always a program, and `cd` or
+///   `export` are none.
+/// * What it prints by itself, when its startup files do.
+/// * fish re-encodes the values of variables that are not ASCII, unless the locale is a UTF-8 one; sshd sets none by
+///   default. Values given with `env_inline` to a program arrive, those that a fish script of [`Client::sh`] hands on do
+///   not.
+///
+/// [`Client::sh`] and [`Client::exec_command`] quote nothing: their text is in the login shell's language, and that is
+/// not sh's with fish (`$status` for `$?`) or csh and tcsh (`setenv`, no `2>&1`). A script for sh whatever the login
+/// shell is: `client.command("sh").arg("-c").arg(script)`.
 ///
 /// # Examples
 ///
@@ -153,7 +176,8 @@ impl Command {
     }
 
     /// Adds an argument. With [`Client::command`] it is quoted, so that the program gets exactly these bytes; with
-    /// [`Client::sh`] it is quoted, too, and appended to the text.
+    /// [`Client::sh`] it is quoted, too, and appended to the text; there a newline in it ends the command if the login
+    /// shell is csh or tcsh, which know no quotes for one.
     pub fn arg(mut self, arg: impl AsRef<[u8]>) -> Command {
         match &mut self.text {
             Text::Words(words) => words.push(arg.as_ref().to_vec()),
@@ -184,13 +208,18 @@ impl Command {
 
     /// Sets a variable inside the command's text, by `env`: that needs no AcceptEnv. Other users of the server may see
     /// the value in its process list for a moment.
+    ///
+    /// Text of [`Client::sh`] is then run by a second login shell, `"$SHELL" -c`, so that all of it sees the variable.
     pub fn env_inline(mut self, name: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Command {
         self.inline_env.push((name.as_ref().to_vec(), value.as_ref().to_vec()));
         self
     }
 
-    /// Runs the command in this remote directory. If it cannot be entered the command is not run, and the exit status
-    /// is that of the login shell's `cd`.
+    /// Runs the command in this remote directory; a relative one is one of the home directory's. Nothing in it is
+    /// special, `~` is a name like others. If it cannot be entered the command is not run, stderr says why, and the
+    /// exit status is that of the login shell's `cd`, 1 or 2.
+    ///
+    /// Text of [`Client::sh`] is then run by a second login shell, `"$SHELL" -c`, so that all of it runs there.
     pub fn current_dir(mut self, dir: impl AsRef<Path>) -> Command {
         use std::os::unix::ffi::OsStrExt;
         self.directory = Some(dir.as_ref().as_os_str().as_bytes().to_vec());
@@ -217,20 +246,27 @@ impl Command {
         self
     }
 
-    /// Runs the command on a pseudo-terminal (RFC 4254 §6.2). It then has no stderr of its own.
+    /// Runs the command on a pseudo-terminal (RFC 4254 §6.2). It then has no stderr of its own, its lines end with
+    /// `\r\n`, what is written to its stdin is echoed, and the end of stdin is no end for it: send `\x04` (Ctrl-D).
     pub fn pty(mut self, pty: Pty) -> Command {
         self.pty = Some(pty);
         self
     }
 
-    /// The command must have ended this long after its start. The error carries what `output` had received. The
-    /// default is the client's [`command_timeout`](crate::ClientBuilder::command_timeout).
+    /// The command must have ended this long after the call that starts it; opening the channel, and waiting for a
+    /// session where the server allows no more, is part of it.
+    ///
+    /// The error is [`Error::Timeout`]; that of [`output`](Command::output) carries what had been received. It ends the
+    /// waiting, not the command: what becomes of that says [`on_drop`](Command::on_drop) once its child is dropped,
+    /// which `output` and [`status`](Command::status) do at once. The default is the client's
+    /// [`command_timeout`](crate::ClientBuilder::command_timeout).
     pub fn timeout(mut self, timeout: Duration) -> Command {
         self.timeout = Some(timeout);
         self
     }
 
-    /// The command must not be silent for longer than this.
+    /// The command must not be silent for longer than this: counted from its start, from its last output on either
+    /// stream, or from when that was read, whichever was last. A command that waits for its reader is not silent.
     pub fn idle_timeout(mut self, timeout: Duration) -> Command {
         self.idle_timeout = Some(timeout);
         self
@@ -261,7 +297,12 @@ impl Command {
     }
 
     /// Makes [`Child::kill`] able to end the command and all its children: it is started by `/bin/sh`, which tells its
-    /// process id first. Works with servers that start each command in a session of its own, as sshd does.
+    /// process id first; `spawn` waits for that and takes it out of the output.
+    ///
+    /// Works with servers that start each command in a session of its own, as sshd does. Where the server runs
+    /// something else in its place (sshd's ForceCommand), nothing is told and [`Child::process_group_id`] is `None`;
+    /// `spawn` then returns when that has printed 64 KiB or ended. A child that makes a session of its own (`setsid`, a
+    /// daemon) leaves the group.
     pub fn process_group(mut self, process_group: bool) -> Command {
         self.process_group = process_group;
         self
@@ -476,12 +517,14 @@ impl Client {
         Command::shell(self, command.as_ref()).stdin(Stdio::piped()).spawn()
     }
 
-    /// A command from a program and its arguments, which arrive byte for byte as given, whatever they are.
+    /// A command from a program and its arguments, which arrive byte for byte as given, whatever they are and whatever
+    /// the login shell is; see [`Command`] for what remains the shell's.
     pub fn command(&self, program: impl AsRef<[u8]>) -> Command {
         Command::program(self, program.as_ref())
     }
 
-    /// A command from text for the remote login shell: pipes, redirections and variables work.
+    /// A command from text for the remote login shell: pipes, redirections and variables work. Never put data of others
+    /// into the text; pass it with [`arg`](Command::arg) of [`command`](Client::command), or through stdin.
     pub fn sh(&self, text: impl AsRef<[u8]>) -> Command {
         Command::shell(self, text.as_ref())
     }

@@ -22,7 +22,7 @@ pub enum KillOutcome {
     Gone,
     /// At least one is, even after KILL: it belongs to another user, or hangs in the kernel.
     Survived,
-    /// It could not be found out.
+    /// It could not be found out: the process group is not known, or the server does not show it.
     Unknown,
 }
 

@@ -115,7 +115,11 @@ impl Default for Pty {
 ///
 /// What is typed is echoed, prompts are printed, and there is no telling one command's output from the next; for
 /// commands take [`Client::exec_command`]. [`split`](Shell::split) gives two ends for two threads. Dropping it closes
-/// the channel, and the server hangs the shell up.
+/// the channel, and the server hangs the shell up: it and the program in its foreground get SIGHUP.
+///
+/// A line is sent with `\r`, as the Return key does, and comes back with `\r\n`. There is no end of input on a terminal:
+/// `exit\r` or `\x04` (Ctrl-D) ends the shell, `\x03` (Ctrl-C) interrupts what it runs. Shells that edit lines (bash,
+/// zsh, fish) echo what was typed ahead a second time, with escape sequences; [`TerminalMode::ECHO`] is not theirs.
 ///
 /// # Examples
 ///
@@ -143,7 +147,8 @@ impl Shell {
         self.channel.resize(size);
     }
 
-    /// The writing and the reading end, for two threads. Both must be dropped for the channel to close.
+    /// The writing and the reading end, for two threads. Both must be dropped for the channel to close; a
+    /// [`control`](Shell::control) taken before resizes the terminal and waits for the shell's end.
     #[must_use]
     pub fn split(self) -> (ChildStdin, ChildStdout) {
         (self.writer, self.reader)
@@ -160,13 +165,15 @@ impl Shell {
         self.reader.set_read_timeout(timeout);
     }
 
-    /// Waits for the shell's end. Its input stays open: send `exit`, or drop the shell instead.
+    /// Waits for the shell's end. Its input stays open: send `exit`, or drop the shell instead. What it prints meanwhile
+    /// is kept and thrown away as by [`Child::wait`](crate::Child::wait).
     ///
     /// # Errors
     ///
     /// Why the connection was lost before the end was known.
     pub fn wait(&mut self) -> Result<ExitStatus> {
-        self.channel.wait([false; 2], &Limit::none())
+        // Nobody else can read it now. It has no stderr.
+        self.channel.wait([true, false], &Limit::none())
     }
 }
 

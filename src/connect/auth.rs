@@ -26,6 +26,8 @@ pub(crate) struct Credentials {
     pub default_identities: bool,
     pub passphrase: Option<PassphraseFn>,
     pub agent: bool,
+    /// Where the agent listens, in place of SSH_AUTH_SOCK.
+    pub agent_socket: Option<PathBuf>,
     pub password: Option<Zeroizing<String>>,
 }
 
@@ -100,7 +102,11 @@ impl Attempts<'_> {
     /// Asks with the method "none" (RFC 4252 §5.2) what the server accepts; `None`: it lets us in like that.
     fn accepted_methods(&mut self) -> std::result::Result<Option<Vec<String>>, Failure> {
         let user = self.user_c.clone();
-        let list = drive(self.packets, self.deadline, |p| p.raw().userauth_list(&user))?;
+        let list = match drive(self.packets, self.deadline, |p| p.raw().userauth_list(&user)) {
+            Ok(list) => list,
+            // The question counts as an attempt with sshd, and may be one too many.
+            Err(failure) => return self.interrupted("none", String::new(), failure).map(|_| None),
+        };
         Ok(list.map(|list| {
             let list = String::from_utf8_lossy(&list).into_owned();
             list.split(',').filter(|m| !m.is_empty()).map(str::to_owned).collect()
@@ -122,7 +128,7 @@ impl Attempts<'_> {
             }
         }
         if credentials.agent {
-            return self.agent();
+            return self.agent(credentials.agent_socket.as_deref());
         }
         Ok(None)
     }
@@ -188,8 +194,12 @@ impl Attempts<'_> {
         self.noted("publickey", with, told)
     }
 
-    fn agent(&mut self) -> Outcome {
-        let mut agent = match Agent::from_env(self.deadline.at) {
+    fn agent(&mut self, socket: Option<&Path>) -> Outcome {
+        let found = match socket {
+            Some(path) => Agent::connect(path, self.deadline.at).map(Some),
+            None => Agent::from_env(self.deadline.at),
+        };
+        let mut agent = match found {
             Ok(Some(agent)) => agent,
             Ok(None) => return Ok(None),
             Err(e) => return self.noted("publickey", "the agent", e.to_string()),

@@ -8,7 +8,7 @@ use super::host_key::HostKey;
 use crate::error::{escape, Error, Phase, Result};
 use crate::transport::packet::Packets;
 use crate::transport::wake;
-use crate::transport::EAGAIN;
+use crate::transport::{instant_after, EAGAIN};
 
 /// Bytes taken in between two looks at the clock.
 const STEP: usize = 64 * 1024;
@@ -21,9 +21,14 @@ pub(crate) struct Deadline {
 }
 
 impl Deadline {
+    /// `limit` from now.
+    pub fn after(limit: Duration) -> Deadline {
+        Deadline { at: instant_after(limit), limit }
+    }
+
     /// `limit` from now, but not after the whole operation's deadline.
     pub fn new(limit: Duration, total: Option<Deadline>) -> Deadline {
-        let own = Deadline { at: Instant::now() + limit, limit };
+        let own = Deadline::after(limit);
         match total {
             Some(total) if total.at < own.at => total,
             _ => own,

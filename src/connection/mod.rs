@@ -244,6 +244,11 @@ impl Connection {
         self.channels.get(id).is_some_and(Channel::is_open)
     }
 
+    /// Whether the peer has not answered our open yet.
+    pub(crate) fn is_opening(&self, id: ChannelId) -> bool {
+        self.channels.get(id).is_some_and(Channel::is_opening)
+    }
+
     /// Channels that have a number: those being opened and those waiting for the peer's CLOSE too.
     pub(crate) fn channel_count(&self) -> usize {
         self.channels.len()

@@ -79,10 +79,6 @@ pub(crate) struct ByteQueue {
     len: usize,
 }
 
-/// Up to this size a piece is copied into the last chunk rather than queued as a buffer of its own: many small
-/// packets must not each hold 32 KiB.
-const SMALL: usize = 8 * 1024;
-
 impl ByteQueue {
     pub fn len(&self) -> usize {
         self.len
@@ -92,7 +88,8 @@ impl ByteQueue {
         self.len == 0
     }
 
-    /// Appends a received buffer's range; the buffer goes to the pool if its bytes fitted into the last chunk.
+    /// Appends a received buffer's range. What fits into the last chunk is copied there, and the buffer goes to the
+    /// pool: many packets that are not full must not each hold 32 KiB. So two chunks hold more than one is worth.
     pub fn push(&mut self, buffer: Vec<u8>, range: std::ops::Range<usize>, pool: &Pool) {
         let len = range.len();
         if len == 0 {
@@ -101,7 +98,7 @@ impl ByteQueue {
         }
         self.len += len;
         if let Some(last) = self.chunks.back_mut() {
-            if len <= SMALL && last.room() >= len {
+            if last.room() >= len {
                 last.buffer.extend_from_slice(&buffer[range]);
                 pool.put(buffer);
                 return;
@@ -211,6 +208,21 @@ mod tests {
             }
             prop_assert_eq!(got, expected);
             prop_assert!(queue.is_empty());
+        }
+    }
+
+    #[test]
+    fn packets_of_any_size_take_at_most_twice_their_bytes() {
+        let pool = Pool::new();
+        for sizes in [[8193, 8193], [1, 8193], [1, PACKET], [PACKET / 2, PACKET / 2 + 65]] {
+            let mut queue = ByteQueue::default();
+            for len in sizes.into_iter().cycle().take(1000) {
+                let mut buffer = pool.get();
+                buffer.resize(len, 0);
+                queue.push(buffer, 0..len, &pool);
+            }
+            let held: usize = queue.chunks.iter().map(|c| c.buffer.capacity()).sum();
+            assert!(held <= 2 * queue.len() + 2 * BUFFER, "{sizes:?}: {held} for {}", queue.len());
         }
     }
 

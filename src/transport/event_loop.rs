@@ -9,7 +9,7 @@ mod outgoing;
 mod requests;
 mod time;
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -62,17 +62,19 @@ pub(crate) struct EventLoop {
     sendable: VecDeque<Token>,
     /// Pipes whose readers are to be woken.
     waking: Vec<Arc<Pipe>>,
-    /// Channels whose writer waits for the flush.
-    flushing: Vec<Token>,
+    /// Channels whose writer waits for the flush; where the EOF ends in what goes out, once it is there.
+    flushing: Vec<(Token, Option<u64>)>,
     /// Channels that want credit which the memory limit withholds.
     withheld: Vec<Token>,
-    graces: Vec<(Instant, Token)>,
+    graces: BTreeSet<(Instant, Token)>,
     globals: VecDeque<GlobalWaiter>,
     held: Option<Held>,
     round_trip: Option<Duration>,
     probes: Probes,
     trimmed: bool,
     ending: Ending,
+    /// Others who asked for the end after the first.
+    closers: Vec<Sender<Result<(), Error>>>,
     fault: Option<Fault>,
 }
 
@@ -100,6 +102,8 @@ enum Ending {
         deadline: Instant,
         limit: Duration,
         done: Sender<Result<(), Error>>,
+        /// All that was queued is with the kernel, and the channels are being closed.
+        sent: bool,
     },
     /// Say goodbye now.
     Now,
@@ -128,13 +132,14 @@ impl EventLoop {
             waking: Vec::new(),
             flushing: Vec::new(),
             withheld: Vec::new(),
-            graces: Vec::new(),
+            graces: BTreeSet::new(),
             globals: VecDeque::new(),
             held: None,
             round_trip: None,
             probes: Probes::default(),
             trimmed: true,
             ending: Ending::No,
+            closers: Vec::new(),
             fault: None,
             config,
         }

@@ -54,7 +54,7 @@ pub(crate) struct Config {
     pub max_window: u32,
     /// Unread bytes of one channel while somebody waits for its other stream.
     pub unread_limit: u64,
-    /// Unread bytes of all channels together, past which nothing more is granted.
+    /// Unread bytes of all channels together, past which only the smallest window is granted.
     pub memory_limit: u64,
     /// Keep a session channel opened in advance.
     pub spare_channel: bool,
@@ -82,6 +82,12 @@ struct Inner {
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
+/// The time `limit` from now. A limit that no clock can tell, such as [`Duration::MAX`], means "none": that is far away.
+pub(crate) fn instant_after(limit: Duration) -> Instant {
+    const FAR: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+    Instant::now() + limit.min(FAR)
+}
+
 /// Starts the transport thread for an authenticated connection. `name` ends up in the thread's name.
 pub(crate) fn start(packets: Packets, pool: Pool, config: Config, name: &str) -> Result<Handle> {
     let wake = Arc::new(Wake::new().map_err(|e| Error::io("cannot make the wake descriptor", e))?);
@@ -92,7 +98,6 @@ pub(crate) fn start(packets: Packets, pool: Pool, config: Config, name: &str) ->
         ended: Arc::new(OnceLock::new()),
         withheld: Arc::new(AtomicBool::new(false)),
         unread_limit: config.unread_limit,
-        report_step: u64::from(config.window / flow::STEPS).max(1),
     };
     let event_loop = EventLoop::new(packets, requests, Arc::clone(&wake), shared.clone(), config);
     let thread = std::thread::Builder::new()
@@ -182,11 +187,15 @@ impl Handle {
 
     /// Sends everything queued on every channel, disconnects, and waits for the thread's end.
     pub fn finish(&self, timeout: Duration) -> Result<()> {
-        let deadline = Instant::now() + timeout;
+        if self.inner.forked() {
+            // There is no thread to join, and joining it would not end.
+            return Err(Error::Closed);
+        }
+        let deadline = instant_after(timeout);
         let (done, outcome) = bounded(1);
         self.inner.post(Request::Finish { deadline, limit: timeout, done });
         // The thread keeps the deadline; a little more is for its goodbye.
-        let outcome = match outcome.recv_timeout(timeout + Duration::from_secs(5)) {
+        let outcome = match outcome.recv_timeout(timeout.saturating_add(Duration::from_secs(5))) {
             Ok(outcome) => outcome,
             Err(crossbeam_channel::RecvTimeoutError::Timeout) => return Err(Error::timeout(Phase::Write, timeout)),
             // Somebody else finished it, or it was lost before.
@@ -208,7 +217,10 @@ impl Handle {
     }
 
     fn ended(&self) -> Error {
-        self.lost().unwrap_or_else(|| Error::Internal("the transport ended without a reason".into()))
+        self.lost().unwrap_or_else(|| match self.inner.forked() {
+            true => Error::Closed,
+            false => Error::Internal("the transport ended without a reason".into()),
+        })
     }
 
     #[cfg(feature = "_faults")]
@@ -218,9 +230,14 @@ impl Handle {
 }
 
 impl Inner {
+    /// Whether this is a process that was forked from the connection's.
+    fn forked(&self) -> bool {
+        std::process::id() != self.process
+    }
+
     /// Never blocks. A request that nobody takes any more is dropped, which tells its waiter.
     fn post(&self, request: Request) {
-        if std::process::id() != self.process {
+        if self.forked() {
             return;
         }
         if self.inbox.send(request).is_ok() {

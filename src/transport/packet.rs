@@ -200,7 +200,12 @@ impl Packets {
 
     /// When the running key exchange has to be over.
     pub fn exchange_deadline(&self, limit: Duration) -> Option<Instant> {
-        self.exchange.map(|(since, _)| since + limit)
+        self.exchange.and_then(|(since, _)| since.checked_add(limit))
+    }
+
+    /// Whether a key exchange runs: nothing can be sent.
+    pub fn exchanging(&self) -> bool {
+        self.exchange.is_some()
     }
 
     /// Gives the connection up for a reason found elsewhere.

@@ -14,6 +14,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::chunk::{ByteQueue, Pool};
+use super::flow::STEPS;
 use crate::error::{Error, Phase, Result, Stream};
 use crate::exit_status::ExitStatus;
 
@@ -32,8 +33,6 @@ pub(crate) struct Shared {
     pub unread_limit: u64,
     /// Something was not granted because of the memory limit: every read is to be reported.
     pub withheld: Arc<AtomicBool>,
-    /// Bytes read between two reports to the transport: an eighth of the window.
-    pub report_step: u64,
 }
 
 /// See the module's documentation.
@@ -59,6 +58,9 @@ struct State {
     eof: bool,
     /// Read since the transport last heard of it.
     unreported: u64,
+    /// Bytes read between two reports to the transport: an eighth of this channel's window, however small that is. A
+    /// reader that has read the whole window must not keep it to itself.
+    report_step: u64,
     outbound: Outbound,
     /// Whoever waits for output has been told to look (or is about to be) and has not yet done so.
     woken: bool,
@@ -103,6 +105,8 @@ struct Inbound {
     discarded: u64,
     /// The other stream is full of unread bytes: the waiting reader gets an error.
     blocked_by_other: bool,
+    /// The deadline that has passed, once what had come by then has been taken.
+    out_of_time: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -175,6 +179,7 @@ impl Pipe {
             discarding: false,
             discarded: 0,
             blocked_by_other: false,
+            out_of_time: None,
         };
         let state = State {
             stage: Stage::Starting,
@@ -183,6 +188,7 @@ impl Pipe {
             order: Some(VecDeque::new()),
             eof: false,
             unreported: 0,
+            report_step: 1,
             outbound: Outbound {
                 queue: ByteQueue::default(),
                 written: 0,
@@ -238,6 +244,11 @@ impl Pipe {
     /// The channel is open; what it is for is being asked for.
     pub fn opened(&self) {
         self.lock().opened = true;
+    }
+
+    /// The window that the peer is granted at first.
+    pub fn set_window(&self, window: u32) {
+        self.lock().report_step = u64::from(window / STEPS).max(1);
     }
 
     /// The channel is open and what it is for has started.
@@ -383,14 +394,16 @@ impl Pipe {
         self.room.notify_all();
     }
 
-    /// The channel is closed: both streams have ended and the status is final.
+    /// The channel is closed: both streams have ended and the status is final. If we closed it first that is not the
+    /// command's end: a reader that lags must not take it for one.
     pub fn closed(&self) {
         let mut state = self.lock();
-        state.eof = true;
+        let ended = state.lost.is_none();
+        state.eof |= ended;
         state.outbound.broken = true;
         state.outbound.queue.clear(&self.shared.pool);
         if state.status.is_none() {
-            state.status = Some(state.said.take().unwrap_or(ExitStatus::Unknown));
+            state.status = state.said.take().or(ended.then_some(ExitStatus::Unknown));
         }
         if matches!(state.stage, Stage::Starting) {
             state.stage = Stage::Failed(Error::ConnectionLost {
@@ -477,6 +490,18 @@ impl Outbound {
 }
 
 impl State {
+    /// The error for output that had not ended when the time was up. What had come by then is taken first, once: a
+    /// command that never pauses would otherwise be read for ever.
+    fn out_of_time(&mut self, streams: &[Stream], limit: &Limit) -> Option<Error> {
+        let passed = limit.total.map(|(at, _)| at).filter(|at| *at <= Instant::now());
+        if passed.is_none() || self.eof || self.lost.is_some() {
+            return None;
+        }
+        let had_the_rest =
+            streams.iter().all(|s| std::mem::replace(&mut self.streams[s.index()].out_of_time, passed) == passed);
+        had_the_rest.then(|| limit.error(Phase::Read, self.last_output))
+    }
+
     /// The error that ends every wait, if there is one.
     fn interruption(&self) -> Option<Error> {
         if self.cancelled {
@@ -588,7 +613,12 @@ impl Pipe {
         let mut poke_due = self.report(&mut state, stream, consumed);
         let own = stream.index();
         let outcome = loop {
+            if let Some(error) = state.out_of_time(&[stream], limit) {
+                break Err(error);
+            }
             if !state.streams[own].queue.is_empty() {
+                // Something came after all: a wait that is to come is another one.
+                state.streams[own].blocked_by_other = false;
                 into.append(&mut state.streams[own].queue);
                 break Ok(true);
             }
@@ -627,6 +657,9 @@ impl Pipe {
         let mut poke_due = self.report(&mut state, Stream::Stdout, consumed[0]);
         poke_due |= self.report(&mut state, Stream::Stderr, consumed[1]);
         let outcome = loop {
+            if let Some(error) = state.out_of_time(&[Stream::Stdout, Stream::Stderr], limit) {
+                break Err(error);
+            }
             if state.streams.iter().any(|s| !s.queue.is_empty()) {
                 into.take_from(&mut state);
                 break Ok(true);
@@ -693,9 +726,10 @@ impl Pipe {
         if n > 0 {
             state.last_output = Instant::now();
         }
-        self.shared.unread.fetch_sub(n, Ordering::Relaxed);
+        // In one order with the transport's look at both: either it sees what was read, or we see that it waits.
+        self.shared.unread.fetch_sub(n, Ordering::SeqCst);
         state.unreported += n;
-        let step = if self.shared.withheld.load(Ordering::Relaxed) { 1 } else { self.shared.report_step };
+        let step = if self.shared.withheld.load(Ordering::SeqCst) { 1 } else { state.report_step };
         if state.unreported < step {
             return false;
         }
@@ -703,13 +737,21 @@ impl Pipe {
         true
     }
 
-    /// Puts taken bytes back to the front of the queue; `consumed` of those taken before were read.
-    pub fn put_back(&self, stream: Stream, taken: &mut ByteQueue, consumed: u64) {
+    /// Puts taken bytes back to the front of the queue; `consumed` of those taken before were read. True if the
+    /// transport should hear of that.
+    #[must_use]
+    pub fn put_back(&self, stream: Stream, taken: &mut ByteQueue, consumed: u64) -> bool {
         let mut state = self.lock();
-        self.report(&mut state, stream, consumed);
+        let poke_due = self.report(&mut state, stream, consumed);
         let queue = &mut state.streams[stream.index()].queue;
         taken.append(queue);
         std::mem::swap(taken, queue);
+        poke_due
+    }
+
+    /// Bytes read that are worth a report.
+    pub fn report_step(&self) -> u64 {
+        self.lock().report_step
     }
 
     /// Waits until `find` sees what it looks for within the first `within` bytes of a stream, and cuts it out: it says
@@ -776,6 +818,8 @@ impl Pipe {
         }
         for &stream in streams {
             let inbound = &mut state.streams[stream.index()];
+            // A reader is here and has read what came before the gap: what comes from now on is kept again.
+            inbound.discarding = false;
             if inbound.discarded > 0 {
                 let bytes = std::mem::take(&mut inbound.discarded);
                 return Some(Err(Error::Discarded { stream, bytes }));
@@ -843,7 +887,6 @@ impl Pipe {
     pub fn flush(&self, limit: &Limit, poke: &dyn Fn()) -> Result<()> {
         let mut state = self.lock();
         let target = state.outbound.written;
-        let mut poked = false;
         loop {
             let eof_due = state.outbound.eof_wanted && !state.outbound.eof_flushed;
             if state.outbound.flushed >= target && !eof_due {
@@ -859,9 +902,8 @@ impl Pipe {
                 // An EOF to somebody who reads no more is no loss; bytes are.
                 return if state.outbound.flushed >= target { Ok(()) } else { Err(Error::BrokenPipe) };
             }
-            state.outbound.flush_wanted = true;
-            if !poked {
-                poked = true;
+            // Also when an earlier flush has cleared it meanwhile: the transport looks only once each time.
+            if !std::mem::replace(&mut state.outbound.flush_wanted, true) {
                 drop(state);
                 poke();
                 state = self.lock();

@@ -52,7 +52,8 @@ impl Wake {
         if seen || self.pending.load(Ordering::Acquire) {
             let mut buffer = [0u8; 64];
             let _ = rustix::io::read(&self.read, &mut buffer);
-            self.pending.store(false, Ordering::Release);
+            // A swap, not a store: whoever found the flag set has posted before, and this makes us see it.
+            self.pending.swap(false, Ordering::AcqRel);
         }
     }
 }
@@ -83,6 +84,15 @@ pub(crate) fn wait(
     let found = fds[0].revents();
     let woken = count == 2 && !fds[1].revents().is_empty();
     Ok(Ready { woken, readable: found.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR) })
+}
+
+/// Waits until the socket can be written, or the deadline passes; what can be read does not end it.
+pub(crate) fn wait_writable(socket: &impl AsFd, deadline: Instant) -> io::Result<()> {
+    let timeout = timespec(deadline.saturating_duration_since(Instant::now()));
+    match rustix::event::poll(&mut [PollFd::new(socket, PollFlags::OUT)], Some(&timeout)) {
+        Ok(_) | Err(Errno::INTR) => Ok(()),
+        Err(errno) => Err(errno.into()),
+    }
 }
 
 /// Two slots without an allocation; the second repeats the first where there is nothing to put into it.

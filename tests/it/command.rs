@@ -33,11 +33,17 @@ fn server_with(shell: &str) -> Sshd {
     Sshd::builder().login_shell(shell).option("AcceptEnv LC_ALL").start().unwrap()
 }
 
+/// A server for scripts of sh, whatever shell we have ourselves.
+fn sh_server() -> Sshd {
+    Sshd::builder().login_shell("/bin/sh").start().unwrap()
+}
+
 /// A server that lets us in as we are, and, if we are root, one that lets another user in: sshd treats root apart.
 fn users() -> Vec<Builder> {
-    let mut all = vec![Sshd::builder()];
+    let sh = || Sshd::builder().login_shell("/bin/sh");
+    let mut all = vec![sh()];
     if rustix::process::getuid().is_root() {
-        all.push(Sshd::builder().login_uid(12345));
+        all.push(sh().login_uid(12345));
     }
     all
 }
@@ -309,7 +315,7 @@ fn an_alias_or_a_reserved_word_does_not_take_a_programs_place_but_a_fish_functio
 #[test]
 fn what_cannot_be_sent_is_refused_before_anything_is() {
     within(PATIENCE, || {
-        let server = Sshd::start().unwrap();
+        let server = sh_server();
         let client = client(&server);
         let refused = |command: Command| match command.output() {
             Err(Error::InvalidInput { what }) => what,
@@ -341,7 +347,7 @@ fn what_cannot_be_sent_is_refused_before_anything_is() {
 #[test]
 fn a_variable_is_asked_for_and_a_refusal_runs_nothing() {
     within(PATIENCE, || {
-        let server = Sshd::builder().option("AcceptEnv LANG LC_*").start().unwrap();
+        let server = Sshd::builder().login_shell("/bin/sh").option("AcceptEnv LANG LC_*").start().unwrap();
         let client = client(&server);
         let out = client.sh("printf %s \"$LANG/$LC_TIME\"").env("LANG", "it's\n!").env("LC_TIME", "ü");
         assert_eq!(stdout_of(&out), "it's\n!/ü");
@@ -383,6 +389,8 @@ fn variables_and_directory_work_inside_the_text_with_every_login_shell() {
                 // Text with more than one command: all of it runs there, and with the variables.
                 let text = client.sh("printenv A; pwd").current_dir(&dir);
                 assert_eq!(stdout_of(&with(text)), format!("{value}\n{path}"), "{shell}");
+                let text = with(client.sh("cd /; pwd | cat; exit 5").current_dir(&dir)).output().unwrap();
+                assert_eq!((text.stdout.as_slice(), text.status.code()), (b"/\n".as_slice(), Some(5)), "{shell}");
                 // A program with a = in its name is no variable.
                 let out = with(client.command("./no=program")).output().unwrap();
                 assert_eq!(out.status.code(), Some(127), "{shell}: {out:?}");
@@ -453,7 +461,7 @@ fn a_process_group_is_told_in_every_login_shell_and_the_output_is_the_commands_a
 #[test]
 fn a_command_that_is_replaced_by_the_servers_own_tells_no_group_and_runs() {
     within(PATIENCE, || {
-        let server = Sshd::builder().option("ForceCommand echo forced; exit 4").start().unwrap();
+        let server = Sshd::builder().login_shell("/bin/sh").option("ForceCommand echo forced; exit 4").start().unwrap();
         let client = client(&server);
         let mut child = client.sh("echo ours").process_group(true).spawn().unwrap();
         assert_eq!(child.process_group_id(), None);
@@ -508,7 +516,7 @@ fn kill_ends_a_pipeline_and_children_in_the_background() {
 fn a_command_may_answer_term_in_its_own_way() {
     within(PATIENCE, || {
         let text = "trap 'echo bye; exit 7' TERM; while :; do sleep 0.01; done";
-        let server = Sshd::start().unwrap();
+        let server = sh_server();
         let mut child = client(&server).sh(text).process_group(true).spawn().unwrap();
         // The trap must be set; it is when the loop runs.
         group_of(&child, 2);
@@ -596,7 +604,7 @@ fn a_signal_reaches_the_command() {
 #[test]
 fn a_status_is_a_code_or_a_signal_and_success_is_code_0_alone() {
     within(PATIENCE, || {
-        let server = Sshd::start().unwrap();
+        let server = sh_server();
         let client = client(&server);
         for code in [0, 1, 2, 127, 128, 137, 254, 255] {
             let status = client.sh(format!("exit {code}")).status().unwrap();
@@ -615,7 +623,7 @@ fn a_status_is_a_code_or_a_signal_and_success_is_code_0_alone() {
 #[test]
 fn wait_closes_stdin_and_reads_what_nobody_has_taken() {
     within(PATIENCE, || {
-        let server = Sshd::start().unwrap();
+        let server = sh_server();
         let client = client(&server);
         // More than the window of 2 MiB, on both streams: nobody reads, yet it comes to its end.
         let text = "cat; head -c 5000000 /dev/zero; head -c 5000000 /dev/zero >&2; exit 5";
@@ -637,7 +645,7 @@ fn wait_closes_stdin_and_reads_what_nobody_has_taken() {
 #[test]
 fn try_wait_does_not_wait_and_wait_timeout_not_for_long() {
     within(PATIENCE, || {
-        let server = Sshd::start().unwrap();
+        let server = sh_server();
         let client = client(&server);
         let mut child = client.exec_command("cat; exit 3").unwrap();
         assert_eq!(child.try_wait().unwrap(), None);
@@ -658,7 +666,7 @@ fn try_wait_does_not_wait_and_wait_timeout_not_for_long() {
 #[test]
 fn a_daemon_that_holds_the_output_is_waited_for_unless_the_policy_says_otherwise() {
     within(PATIENCE, || {
-        let server = Sshd::start().unwrap();
+        let server = sh_server();
         let client = client(&server);
         let daemon = client.sh("sleep 6013 & echo started; exit 6");
         let out = daemon.clone().exit_policy(ExitPolicy::AfterStatus(Duration::from_millis(100))).output().unwrap();
@@ -689,7 +697,7 @@ fn kill(pid: u32) {
 #[test]
 fn streams_are_piped_null_or_left_out() {
     within(PATIENCE, || {
-        let server = Sshd::start().unwrap();
+        let server = sh_server();
         let client = client(&server);
         let both = client.sh("echo out; echo err >&2; cat");
         let out = both.output().unwrap();
@@ -712,7 +720,7 @@ fn streams_are_piped_null_or_left_out() {
 #[test]
 fn a_stream_that_was_taken_out_is_read_by_its_taker_alone() {
     within(PATIENCE, || {
-        let server = Sshd::start().unwrap();
+        let server = sh_server();
         let client = client(&server);
         let mut child = client.exec_command("cat; echo err >&2").unwrap();
         let (mut stdin, mut stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
@@ -732,7 +740,7 @@ fn a_stream_that_was_taken_out_is_read_by_its_taker_alone() {
 fn inherited_streams_are_this_processes_own() {
     const PORT: &str = "THREADLINE_TEST_INHERIT";
     let body = || {
-        let server = Sshd::start().unwrap();
+        let server = sh_server();
         let inherit = client(&server).sh("read line; echo out $line; echo err $line >&2; exit 3");
         let inherit = inherit.stdin(Stdio::inherit()).stdout(Stdio::inherit()).stderr(Stdio::inherit());
         // output() has nothing to collect, and the other two wait until all is written.
@@ -763,7 +771,7 @@ fn inherited_streams_are_this_processes_own() {
 #[test]
 fn lines_come_in_order_of_arrival_with_stream_and_time() {
     within(PATIENCE, || {
-        let server = Sshd::start().unwrap();
+        let server = sh_server();
         let client = client(&server);
         let fifo = server.dir().join("fifo");
         let made = output_within(PATIENCE, process::Command::new("mkfifo").arg(&fifo));
@@ -792,7 +800,7 @@ fn lines_come_in_order_of_arrival_with_stream_and_time() {
 #[test]
 fn a_child_that_comes_back_from_its_lines_can_be_waited_for() {
     within(PATIENCE, || {
-        let server = Sshd::start().unwrap();
+        let server = sh_server();
         let client = client(&server);
         let flood = client.sh("yes | head -c 5000000; exit 4");
         let mut lines = flood.spawn().unwrap().lines();
@@ -821,7 +829,7 @@ fn timed_out(command: &Command) -> (Phase, Duration, String, String) {
 #[test]
 fn a_timeout_carries_what_had_been_received_and_the_command_is_given_up_as_on_drop_says() {
     within(PATIENCE, || {
-        let server = Sshd::start().unwrap();
+        let server = sh_server();
         let client = client(&server);
         let limit = Duration::from_secs(3);
         let text = "echo out; echo err >&2; exec sleep 6014";
@@ -839,9 +847,9 @@ fn a_timeout_carries_what_had_been_received_and_the_command_is_given_up_as_on_dr
 #[test]
 fn an_idle_timeout_counts_from_the_last_output() {
     within(PATIENCE, || {
-        let server = Sshd::start().unwrap();
+        let server = sh_server();
         let client = client(&server);
-        let limit = Duration::from_millis(1500);
+        let limit = Duration::from_secs(2);
         // On either stream; all in all it speaks for longer than the limit.
         let text = "for i in 1 2 3 4; do echo $i; sleep 0.3; echo $i >&2; sleep 0.3; done; exec sleep 6015";
         let (phase, after, out, err) = timed_out(&client.sh(text).idle_timeout(limit));
@@ -856,7 +864,7 @@ fn an_idle_timeout_counts_from_the_last_output() {
 #[test]
 fn a_command_that_waits_for_its_reader_is_not_idle() {
     within(PATIENCE, || {
-        let server = Sshd::start().unwrap();
+        let server = sh_server();
         let limit = Duration::from_secs(1);
         let flood = client(&server).sh("head -c 9000000 /dev/zero").idle_timeout(limit);
         let mut child = flood.spawn().unwrap();
@@ -878,7 +886,7 @@ fn a_command_that_waits_for_its_reader_is_not_idle() {
 #[test]
 fn a_read_timeout_is_for_that_read() {
     within(PATIENCE, || {
-        let server = Sshd::start().unwrap();
+        let server = sh_server();
         let mut child = client(&server).exec_command("cat").unwrap();
         let (mut stdin, mut stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
         stdout.set_read_timeout(Some(Duration::from_millis(20)));
@@ -896,7 +904,7 @@ fn a_read_timeout_is_for_that_read() {
 #[test]
 fn the_clients_timeout_is_for_commands_that_have_none() {
     within(PATIENCE, || {
-        let server = Sshd::start().unwrap();
+        let server = sh_server();
         let builder = crate::connect::builder(&server).command_timeout(Duration::from_millis(200));
         let client = builder.connect().unwrap();
         let sleep = client.command("sleep").arg("6017");
@@ -911,7 +919,7 @@ fn the_clients_timeout_is_for_commands_that_have_none() {
 #[test]
 fn a_dropped_child_that_is_left_runs_to_its_end() {
     within(PATIENCE, || {
-        let server = Sshd::start().unwrap();
+        let server = sh_server();
         let client = client(&server);
         let (fifo, done) = (server.dir().join("fifo"), server.dir().join("done"));
         assert!(output_within(PATIENCE, process::Command::new("mkfifo").arg(&fifo)).status.success());
@@ -927,7 +935,7 @@ fn a_dropped_child_that_is_left_runs_to_its_end() {
 #[test]
 fn a_dropped_child_is_hung_up_by_default() {
     within(PATIENCE, || {
-        let server = Sshd::builder().login_shell("/bin/sh").start().unwrap();
+        let server = sh_server();
         let client = client(&server);
         let child = client.sh("while echo more; do sleep 0.01; done").process_group(true).spawn().unwrap();
         let talker = child.process_group_id().unwrap();
@@ -981,7 +989,7 @@ fn a_dropped_child_is_killed_if_it_is_to_be_even_when_the_client_goes_with_it() 
 #[test]
 fn dropping_does_not_wait_for_a_server_that_says_nothing() {
     within(PATIENCE, || {
-        let server = Sshd::start().unwrap();
+        let server = sh_server();
         let client = client(&server);
         let children: Vec<Child> = [OnDrop::Leave, OnDrop::HangUp, OnDrop::Kill]
             .into_iter()
@@ -1001,14 +1009,14 @@ fn dropping_does_not_wait_for_a_server_that_says_nothing() {
         drop(client);
         let took = began.elapsed();
         server.signal_sessions(Signal::CONT);
-        assert!(took < Duration::from_millis(500), "{took:?}");
+        assert!(took < Duration::from_millis(1500), "{took:?}");
     });
 }
 
 #[test]
 fn a_stream_keeps_its_command_running_when_the_child_is_dropped() {
     within(PATIENCE, || {
-        let server = Sshd::start().unwrap();
+        let server = sh_server();
         let client = client(&server);
         // paramiko's exec_command(...)[1].
         let stdout = client.exec_command("cat; echo one; sleep 0.2; echo two").unwrap().stdout.unwrap();
@@ -1020,7 +1028,7 @@ fn a_stream_keeps_its_command_running_when_the_child_is_dropped() {
 #[test]
 fn a_start_that_is_given_up_leaves_nothing_behind() {
     within(PATIENCE, || {
-        let server = Sshd::builder().option("MaxSessions 1").start().unwrap();
+        let server = Sshd::builder().login_shell("/bin/sh").option("MaxSessions 1").start().unwrap();
         let client = crate::connect::builder(&server).spare_channel(false).connect().unwrap();
         let mut first = client.exec_command("cat").unwrap();
         let witness = server.dir().join("ran");
@@ -1039,7 +1047,7 @@ fn a_start_that_is_given_up_leaves_nothing_behind() {
 #[test]
 fn another_thread_cancels_closes_and_asks() {
     within(PATIENCE, || {
-        let server = Sshd::start().unwrap();
+        let server = sh_server();
         let client = client(&server);
         let mut child = client.exec_command("echo one; exec cat").unwrap();
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
@@ -1081,7 +1089,7 @@ fn another_thread_cancels_closes_and_asks() {
 #[test]
 fn sessions_one_after_another_are_not_refused_where_one_is_allowed() {
     within(PATIENCE, || {
-        let server = Sshd::builder().option("MaxSessions 1").start().unwrap();
+        let server = Sshd::builder().login_shell("/bin/sh").option("MaxSessions 1").start().unwrap();
         let client = crate::connect::builder(&server).spare_channel(false).connect().unwrap();
         for i in 0..200 {
             // sshd still counts the last one when it reads our next request together with our CLOSE.

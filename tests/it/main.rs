@@ -8,8 +8,12 @@ mod command;
 mod connect;
 /// Getting a connection: targets, host keys, authentication, limits.
 mod connecting;
+/// Windows: what makes room in them, and what must not stop it.
+mod credit;
 /// Against containers; run by `make docker-test`.
 mod docker;
+/// Closing and deadlines: how long anything may take.
+mod endings;
 /// The programs below examples/.
 mod examples;
 /// The tests of the tools below.

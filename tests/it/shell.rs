@@ -202,7 +202,7 @@ fn a_read_may_be_limited_and_another_thread_may_end_it() {
 #[test]
 fn a_refused_terminal_is_an_error_and_starts_nothing() {
     within(PATIENCE, || {
-        let server = Sshd::builder().option("PermitTTY no").start().unwrap();
+        let server = Sshd::builder().login_shell("/bin/sh").option("PermitTTY no").start().unwrap();
         let client = client(&server);
         match client.invoke_shell() {
             Err(error @ Error::RequestRefused { .. }) => assert!(error.to_string().contains("pty-req"), "{error}"),

@@ -111,7 +111,8 @@ impl Builder {
         self
     }
 
-    /// The login shell, an absolute path. Needs libnss-wrapper.
+    /// The login shell, an absolute path; without it, the user's own, or `/bin/sh` where that lets nobody in (nobody's
+    /// does not). Needs libnss-wrapper.
     pub fn login_shell(mut self, shell: impl Into<PathBuf>) -> Self {
         self.login_shell = Some(shell.into());
         self
@@ -208,7 +209,7 @@ impl Builder {
     /// Decides who logs in, and writes the user database that says so where the machine's own does not.
     fn account(&self, dir: &Path) -> io::Result<Account> {
         let invented = self.login_user.is_some() || self.login_shell.is_some() || self.login_uid.is_some();
-        if !invented && !self.password {
+        if !invented && !self.password && !own_shell_refuses() {
             return Ok(Account { user: own_user_name()?, nss: None });
         }
         let user = match &self.login_user {
@@ -631,6 +632,15 @@ fn own_user_name() -> io::Result<String> {
         return Err(io::Error::other("our user id has no name (`id -un`); give a login_user"));
     }
     Ok(name)
+}
+
+/// Whether our user may not log in: the shell of a service's account, such as nobody's, ends at once.
+fn own_shell_refuses() -> bool {
+    let us = getuid().as_raw().to_string();
+    let users = fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let entry = users.lines().find(|entry| entry.split(':').nth(2) == Some(&us));
+    let shell = entry.and_then(|entry| entry.rsplit(':').next()).unwrap_or_default();
+    ["nologin", "false"].iter().any(|name| Path::new(shell).ends_with(name))
 }
 
 fn context(error: io::Error, what: &str) -> io::Error {

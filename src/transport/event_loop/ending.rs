@@ -1,7 +1,10 @@
 //! The end of a connection, wanted or not: whoever waits is told, and what can still go out does.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use crossbeam_channel::Sender;
+
+use super::super::message::Token;
 use super::super::wake;
 use super::entry::Stage;
 use super::{Ending, EventLoop, GlobalWaiter, GOODBYE};
@@ -9,12 +12,44 @@ use crate::connection::ChannelId;
 use crate::error::{Error, Phase};
 
 impl EventLoop {
+    /// Somebody wants the end. Whoever comes later gets the first one's answer; the earliest deadline counts.
+    pub(super) fn finish(&mut self, by: Instant, limit: Duration, done: Sender<Result<(), Error>>) {
+        if let Ending::Finish { deadline, .. } = &mut self.ending {
+            *deadline = by.min(*deadline);
+            self.closers.push(done);
+        } else {
+            self.ending = Ending::Finish { deadline: by, limit, done, sent: false };
+        }
+    }
+
     pub(super) fn is_over(&mut self, flushed: bool) -> bool {
         match &self.ending {
             Ending::No => false,
             Ending::Now => !self.urgent_work(),
-            Ending::Finish { deadline, .. } => *deadline <= Instant::now() || self.all_sent(flushed),
+            &Ending::Finish { deadline, sent, .. } => {
+                let over = if sent { !self.input_under_way() } else { self.finish_sending(flushed) };
+                over || deadline <= Instant::now()
+            }
         }
+    }
+
+    /// Once all is with the kernel, closes the channels. True when nothing else is to be waited for.
+    fn finish_sending(&mut self, flushed: bool) -> bool {
+        if !self.all_sent(flushed) {
+            return false;
+        }
+        if let Ending::Finish { sent, .. } = &mut self.ending {
+            *sent = true;
+        }
+        let tokens: Vec<Token> = self.entries.keys().copied().collect();
+        tokens.into_iter().for_each(|token| self.close(token));
+        !self.input_under_way()
+    }
+
+    /// Whether a command may not have got all of its input yet. sshd throws away what it has not passed on when we
+    /// disconnect; it answers our CLOSE once it has.
+    fn input_under_way(&self) -> bool {
+        self.entries.values().any(|e| e.id.is_some() && e.mark > 0)
     }
 
     /// Whether something must be started before we go: the end of a remote command whose child was dropped.
@@ -38,8 +73,7 @@ impl EventLoop {
 
     /// Closes what is open, disconnects, and gives all of it a bounded time to leave.
     pub(super) fn goodbye(&mut self) -> Error {
-        let flushed = self.packets.flush().unwrap_or(false);
-        let complete = self.all_sent(flushed);
+        let complete = matches!(self.ending, Ending::Finish { sent: true, .. }) && !self.input_under_way();
         let ids: Vec<ChannelId> = self.owners.keys().copied().collect();
         for id in ids {
             self.connection.close(id);
@@ -50,8 +84,9 @@ impl EventLoop {
         }
         let deadline = Instant::now() + GOODBYE;
         while let Ok(false) = self.packets.flush() {
-            if Instant::now() >= deadline || self.packets.socket(|s| wake::wait(s, true, None, Some(deadline))).is_err()
-            {
+            // Nobody reads any more: a server that still sends would keep a wait for both busy.
+            let waited = self.packets.socket(|s| wake::wait_writable(s, deadline));
+            if waited.is_err() || Instant::now() >= deadline {
                 break;
             }
         }
@@ -59,6 +94,9 @@ impl EventLoop {
             let outcome = if complete { Ok(()) } else { Err(Error::timeout(Phase::Write, limit)) };
             // The waiter is told before the thread ends, and joins it then.
             let _ = self.shared.ended.set(Error::Closed);
+            for closer in self.closers.drain(..) {
+                let _ = closer.send(outcome.clone());
+            }
             let _ = done.send(outcome);
         }
         Error::Closed

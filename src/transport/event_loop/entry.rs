@@ -26,7 +26,7 @@ pub(super) struct Entry {
     pub mark: u64,
     /// It runs on a channel opened in advance, which the server may have closed meanwhile.
     pub on_spare: bool,
-    /// It was refused once, just after another session had ended.
+    /// It was refused a session before.
     pub asked_again: bool,
 }
 

@@ -9,7 +9,7 @@ use super::super::message::{AtLimit, Token};
 use super::super::packet::Incoming;
 use super::super::pipe::Credit;
 use super::entry::{begin, prepare, Asked, Entry, Owner, Stage};
-use super::{EventLoop, GlobalWaiter, TURN_BYTES, TURN_PACKETS, WAKE_BYTES};
+use super::{EventLoop, GlobalWaiter, MIN_WINDOW, TURN_BYTES, TURN_PACKETS, WAKE_BYTES};
 use crate::connection::{ChannelId, Event, OpenFailure};
 use crate::error::{escape, Error, Result, Stream};
 use crate::exit_status::{ExitSignal, ExitStatus};
@@ -74,7 +74,9 @@ impl EventLoop {
 
     pub(super) fn event(&mut self, event: Event<'_>) {
         match event {
-            Event::Nothing | Event::Data { .. } | Event::Ignored { .. } => {}
+            Event::Nothing | Event::Data { .. } => {}
+            // It used up window, and nobody will read it.
+            Event::Ignored { channel, .. } => self.with_user(channel, Self::credit),
             Event::Opened { channel } => self.opened(channel),
             Event::OpenFailed { channel, reason, description } => self.open_failed(channel, reason, description),
             Event::OpenRequested { channel, kind, .. } => {
@@ -121,6 +123,7 @@ impl EventLoop {
     }
 
     pub(super) fn opened(&mut self, id: ChannelId) {
+        self.sessions.began(self.confirmed_sessions());
         if self.sessions.spare_opened(id) {
             log::debug!("{id}: open in advance");
             self.use_spare_for_parked();
@@ -215,23 +218,25 @@ impl EventLoop {
             return;
         }
         // OpenSSH says "connect failed" when MaxSessions is reached; others say "resource shortage".
-        let looks_like_limit = was_session && matches!(reason, 2 | 4);
-        if looks_like_limit && !entry.asked_again && self.sessions.ended_about(entry.asked) {
-            entry.asked_again = true;
-            self.open(token);
-            return;
-        }
+        let no_room = was_session && matches!(reason, 2 | 4);
+        let ended_about = self.sessions.ended_about(entry.asked);
+        let first = !std::mem::replace(&mut entry.asked_again, true);
         let held = self.confirmed_sessions();
-        let looks_like_limit = looks_like_limit && held > 0;
+        let looks_like_limit = no_room && (held > 0 || ended_about);
         if looks_like_limit {
-            self.sessions.limit_met(held, Instant::now());
             if self.at_limit(token) == AtLimit::Wait {
+                self.sessions.limit_met(held, ended_about, Instant::now());
                 self.park_again(token);
                 return;
             }
+            if ended_about && first {
+                self.open(token);
+                return;
+            }
+            self.sessions.limit_met(held, ended_about, Instant::now());
         }
         let kind = "session".to_owned();
-        let limit = looks_like_limit.then_some(held);
+        let limit = (looks_like_limit && held > 0).then_some(held);
         self.fail(token, Error::OpenRefused { kind, reason, description, limit });
     }
 
@@ -244,9 +249,10 @@ impl EventLoop {
         self.close_surplus();
     }
 
-    /// Sessions that are open, as opposed to being asked for.
+    /// Sessions that the server holds, as opposed to those being asked for. One that we have closed is among them: sshd
+    /// keeps it, and does not answer our CLOSE, for as long as its command runs.
     pub(super) fn confirmed_sessions(&self) -> usize {
-        self.session_channels.iter().filter(|&&id| self.connection.is_open(id)).count()
+        self.session_channels.iter().filter(|&&id| !self.connection.is_opening(id)).count()
     }
 
     /// The peer's CLOSE: the last that is heard of a channel.
@@ -292,9 +298,11 @@ impl EventLoop {
         let Some(Owner::User(token)) = self.owners.get(&id).copied() else { return };
         let Some(entry) = self.entries.get_mut(&token) else { return };
         log::debug!("{id}: {status}");
+        let first = entry.pipe.said().is_none();
         entry.pipe.exit_said(status);
-        if let Some(grace) = entry.plan.grace {
-            self.graces.push((Instant::now() + grace, token));
+        // Once: a server may say it a million times.
+        if let Some(end) = entry.plan.grace.filter(|_| first).and_then(|grace| Instant::now().checked_add(grace)) {
+            self.graces.insert((end, token));
         }
     }
 
@@ -330,14 +338,37 @@ impl EventLoop {
         }
         let outstanding = u64::from(self.connection.granted(id));
         let Some(bytes) = entry.flow.grant(credit.allowed, outstanding) else { return };
-        if self.shared.unread.load(Ordering::Relaxed) >= self.config.memory_limit {
-            self.shared.withheld.store(true, Ordering::Relaxed);
+        if self.memory_is_full() {
             if !self.withheld.contains(&token) {
                 self.withheld.push(token);
             }
+            self.grant_least(id, outstanding + credit.unread);
             return;
         }
         self.connection.grant(id, bytes);
+    }
+
+    /// Memory that others hold slows a channel whose reader keeps up down, it does not stop it.
+    fn grant_least(&mut self, id: ChannelId, in_use: u64) {
+        let least = u64::from(MIN_WINDOW);
+        if in_use <= least / 2 {
+            self.connection.grant(id, (least - in_use) as u32);
+        }
+    }
+
+    /// Whether nothing may be granted; then the next read is reported, however small.
+    fn memory_is_full(&self) -> bool {
+        let full = || self.shared.unread.load(Ordering::SeqCst) >= self.config.memory_limit;
+        if !full() {
+            return false;
+        }
+        self.shared.withheld.store(true, Ordering::SeqCst);
+        // Again: what was read before the reader could see the mark is not reported.
+        if full() {
+            return true;
+        }
+        self.shared.withheld.store(!self.withheld.is_empty(), Ordering::SeqCst);
+        false
     }
 
     pub(super) fn credit_withheld(&mut self) {

@@ -1,7 +1,5 @@
 //! What is sent: control messages first, then data, one packet per channel in turn.
 
-use std::time::Duration;
-
 use super::super::message::Token;
 use super::super::packet::{Incoming, Sent};
 use super::{EventLoop, Held, TURN_BYTES, TURN_SENT, UNSENT_HIGH};
@@ -9,7 +7,7 @@ use crate::error::Result;
 
 impl EventLoop {
     pub(super) fn exchanging(&self) -> bool {
-        self.packets.exchange_deadline(Duration::ZERO).is_some()
+        self.packets.exchanging()
     }
 
     pub(super) fn send(&mut self) -> Result<()> {
@@ -145,13 +143,17 @@ impl EventLoop {
         }
         let (flushed, taken) = self.packets.socket(|s| (s.flushed(), s.taken()));
         let entries = &mut self.entries;
-        self.flushing.retain(|token| {
+        self.flushing.retain_mut(|(token, eof_end)| {
             let Some(entry) = entries.get_mut(token) else { return false };
             let empty = entry.outbound.is_empty() && !entry.pipe.has_outbound();
             let eof_done = !entry.eof_wanted || entry.eof_sent;
-            // The EOF is a control message: it is out when all that was taken is.
-            let due = if entry.eof_sent { taken } else { entry.mark };
-            if !empty || !eof_done || flushed < due {
+            if !empty || !eof_done {
+                return true;
+            }
+            // The EOF is a control message and has no mark: it is out when all that is taken by now is, and not what
+            // others send behind it.
+            let due = if entry.eof_sent { *eof_end.get_or_insert(taken) } else { entry.mark };
+            if flushed < due {
                 return true;
             }
             entry.pipe.flushed(entry.eof_sent);

@@ -28,7 +28,7 @@ impl EventLoop {
                 self.connection.global_request(&name, &data, true);
                 self.globals.push_back(GlobalWaiter::User { name, reply });
             }
-            Request::Finish { deadline, limit, done } => self.ending = Ending::Finish { deadline, limit, done },
+            Request::Finish { deadline, limit, done } => self.finish(deadline, limit, done),
             Request::Abandon => self.ending = Ending::Now,
             Request::Inject(Fault::Loop) => self.fault = Some(Fault::Loop),
             Request::Inject(fault) => self.packets.inject(fault),
@@ -39,6 +39,7 @@ impl EventLoop {
         let now = Instant::now();
         let (token, pipe, plan) = (start.token, Arc::clone(&start.pipe), start.plan.clone());
         let window = self.initial_window();
+        pipe.set_window(window);
         let entry = Entry {
             pipe,
             plan,
@@ -65,8 +66,8 @@ impl EventLoop {
         self.sessions.command_begins(at_once, now);
         if let Some(id) = self.sessions.take_spare() {
             self.run_on(token, id, true);
-        } else if let Some(id) = self.sessions.take_opening() {
-            self.open_as(token, id);
+        } else if let Some((id, asked)) = self.sessions.take_opening(now) {
+            self.open_as(token, id, asked);
         } else if self.sessions.may_open(self.session_channels.len(), now) && !self.sessions.has_parked() {
             self.open(token);
         } else if self.at_limit(token) == AtLimit::Fail {
@@ -93,13 +94,13 @@ impl EventLoop {
         let id = self.connection.open("session", &[], window);
         self.session_channels.insert(id);
         log::debug!("{id}: opening");
-        entry.asked = Instant::now();
-        self.open_as(token, id);
+        self.open_as(token, id, Instant::now());
     }
 
-    /// The entry waits for this channel's confirmation.
-    pub(super) fn open_as(&mut self, token: Token, id: ChannelId) {
+    /// The entry waits for this channel's confirmation, which was asked for then.
+    pub(super) fn open_as(&mut self, token: Token, id: ChannelId, asked: Instant) {
         let Some(entry) = self.entries.get_mut(&token) else { return };
+        entry.asked = asked;
         entry.id = Some(id);
         entry.stage = Stage::Opening;
         self.owners.insert(id, Owner::User(token));
@@ -117,8 +118,8 @@ impl EventLoop {
     pub(super) fn wrote(&mut self, token: Token) {
         let Some(entry) = self.entries.get_mut(&token) else { return };
         entry.eof_wanted = entry.pipe.take_outbound(&mut entry.outbound);
-        if entry.pipe.flush_wanted() && !self.flushing.contains(&token) {
-            self.flushing.push(token);
+        if entry.pipe.flush_wanted() && !self.flushing.iter().any(|&(t, _)| t == token) {
+            self.flushing.push((token, None));
         }
         self.line_up(token);
     }

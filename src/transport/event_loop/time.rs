@@ -13,7 +13,7 @@ impl EventLoop {
             let id = self.connection.open("session", &[], self.initial_window());
             self.session_channels.insert(id);
             self.owners.insert(id, Owner::Spare);
-            self.sessions.spare_opening(id);
+            self.sessions.spare_opening(id, Instant::now());
         }
         self.close_surplus();
     }
@@ -75,14 +75,8 @@ impl EventLoop {
 
     /// Channels whose command has ended and whose grace is over.
     pub(super) fn end_graces(&mut self, now: Instant) {
-        let mut due = Vec::new();
-        self.graces.retain(|&(at, token)| {
-            if at <= now {
-                due.push(token);
-            }
-            at > now
-        });
-        for token in due {
+        while let Some(&(at, token)) = self.graces.first().filter(|(at, _)| *at <= now) {
+            self.graces.remove(&(at, token));
             let Some(entry) = self.entries.get_mut(&token) else { continue };
             log::debug!("the command has ended but its output is held open: closing");
             entry.pipe.closed();
@@ -95,9 +89,9 @@ impl EventLoop {
 
     pub(super) fn next_deadline(&self) -> Option<Instant> {
         let last = self.packets.socket(|s| s.last_received());
-        let liveness = self.config.liveness.map(|(interval, _)| match self.probes.last {
-            Some(probed) if probed > last => probed + interval,
-            _ => last + interval,
+        let liveness = self.config.liveness.and_then(|(interval, _)| match self.probes.last {
+            Some(probed) if probed > last => probed.checked_add(interval),
+            _ => last.checked_add(interval),
         });
         let ending = match &self.ending {
             Ending::Finish { deadline, .. } => Some(*deadline),
@@ -108,8 +102,9 @@ impl EventLoop {
             liveness,
             ending,
             self.packets.exchange_deadline(self.config.exchange_timeout),
-            self.graces.iter().map(|&(at, _)| at).min(),
+            self.graces.first().map(|&(at, _)| at),
             self.sessions.next_review(),
+            self.sessions.next_try(),
             (!self.trimmed).then(|| last + TRIM_AFTER),
         ]
         .into_iter()

@@ -392,6 +392,11 @@ impl ServerConn {
         Ok(self.on(channel, msg::CHANNEL_REQUEST)?.string(kind).bool(want_reply))
     }
 
+    /// The channel that was opened last.
+    pub fn newest_channel(&self) -> Option<u32> {
+        self.channels.keys().next_back().copied()
+    }
+
     pub fn channel(&self, channel: u32) -> io::Result<&Channel> {
         self.channels.get(&channel).ok_or_else(|| no_such_channel(channel))
     }

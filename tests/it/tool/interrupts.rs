@@ -57,17 +57,15 @@ fn a_command_that_ignores_term_is_killed_after_the_grace_and_what_it_says_meanwh
 #[test]
 fn a_second_ctrl_c_leaves_at_once() {
     let server = Sshd::start().unwrap();
-    let stubborn = "trap '' TERM; echo $$; while :; do sleep 0.05; done";
-    let (child, _stdout, pid) = start(exec(&server, &["--kill-grace", "1h"]).arg(stubborn));
+    let stubborn = "trap 'echo caught' TERM; echo $$; while :; do sleep 0.05; done";
+    let (child, mut stdout, pid) = start(exec(&server, &["--kill-grace", "1h"]).arg(stubborn));
     send(&child, Signal::INT);
-    // The first is being acted upon when the remote side runs our script.
-    let script = "kill -TERM";
-    let acting = || {
-        let argument =
-            |pid: &u32| std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|c| text(&c).contains(script));
-        server.processes().iter().any(argument)
-    };
-    eventually(PATIENCE, "the remote group is being ended", acting);
+    let first = within(PATIENCE, move || {
+        let mut line = String::new();
+        stdout.read_line(&mut line).unwrap();
+        (line, stdout)
+    });
+    assert_eq!(first.0, "caught\n");
     send(&child, Signal::INT);
     assert_eq!(finish(child).status.code(), Some(130));
     assert!(runs(&pid));

@@ -85,11 +85,13 @@ struct Interrupted {
 impl Running {
     fn begin(plan: &Plan, child: &mut Child, interrupts: &Interrupts) -> Result<Running, Failure> {
         let failed = |e: io::Error| Failure::new(format!("cannot start a thread: {e}"), LIKE_SSH);
+        let control = child.control();
+        // Before anything is printed: whoever has read something may well end us.
+        let interrupted = end_at_signal(plan, &control, interrupts).map_err(failed)?;
         if let Some(stdin) = child.stdin.take() {
             send_stdin(stdin).map_err(failed)?;
         }
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
-        let control = child.control();
         // When its output cannot be written the command is hung up, as by ssh.
         let hang_up = control.clone();
         let stdout = start("tl:stdout", move || match stdout {
@@ -100,12 +102,7 @@ impl Running {
             Some(from) => copy(from, rustix::stdio::stderr()),
             None => Ok(()),
         });
-        Ok(Running {
-            stdout: stdout.map_err(failed)?,
-            stderr: stderr.map_err(failed)?,
-            interrupted: end_at_signal(plan, &control, interrupts).map_err(failed)?,
-            control,
-        })
+        Ok(Running { stdout: stdout.map_err(failed)?, stderr: stderr.map_err(failed)?, interrupted, control })
     }
 
     /// Waits for the command's end, and for its output to be written.

@@ -1,0 +1,155 @@
+//! In steady state the transport thread allocates nothing for a packet. Counted by an allocator of this program's own,
+//! which is why this is not a part of `it`.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::fs;
+use std::io::{Read, Write};
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+use std::thread;
+
+use threadline::{Client, Stdio};
+
+#[path = "../src/bin/threadline/sshd.rs"]
+mod sshd;
+
+/// The thread whose allocations are counted, by the kernel's number; 0: none.
+static WATCHED: AtomicI32 = AtomicI32::new(0);
+static COUNT: AtomicU64 = AtomicU64::new(0);
+
+thread_local! {
+    /// This thread's number, once it has been asked for.
+    static NUMBER: Cell<i32> = const { Cell::new(0) };
+}
+
+struct Counting;
+
+impl Counting {
+    fn count(&self) {
+        let watched = WATCHED.load(Ordering::Relaxed);
+        if watched == 0 {
+            return;
+        }
+        // A thread that ends has none any more.
+        let number = NUMBER.try_with(|number| {
+            if number.get() == 0 {
+                // SAFETY: it takes nothing and cannot fail.
+                number.set(unsafe { libc::gettid() });
+            }
+            number.get()
+        });
+        if number == Ok(watched) {
+            COUNT.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+// SAFETY: every call goes to the system's allocator unchanged; counting does not allocate.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        self.count();
+        // SAFETY: the caller keeps the contract of `alloc`.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        self.count();
+        // SAFETY: the caller keeps the contract of `alloc_zeroed`.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        self.count();
+        // SAFETY: the caller keeps the contract of `realloc`.
+        unsafe { System.realloc(memory, layout, size) }
+    }
+
+    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
+        // SAFETY: the caller keeps the contract of `dealloc`.
+        unsafe { System.dealloc(memory, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+const MIB: u64 = 1 << 20;
+/// Counted after the first, in which buffers are made.
+const WARM: u64 = 16 * MIB;
+const COUNTED: u64 = 32 * MIB;
+/// What one packet carries at most.
+const PACKET: u64 = 32 * 1024;
+
+/// The transport thread of the only connection.
+fn transport() -> i32 {
+    let tasks = fs::read_dir("/proc/self/task").unwrap().map(|task| task.unwrap());
+    let named = |name: &str| name.starts_with("tl:");
+    let task = tasks.into_iter().find(|task| fs::read_to_string(task.path().join("comm")).is_ok_and(|n| named(&n)));
+    task.expect("a transport thread").file_name().to_str().unwrap().parse().unwrap()
+}
+
+/// Allocations of the transport thread while `work` runs.
+fn counted(work: &mut dyn FnMut()) -> u64 {
+    let before = COUNT.load(Ordering::SeqCst);
+    work();
+    COUNT.load(Ordering::SeqCst) - before
+}
+
+/// Fewer than one allocation for ten packets, at the third try at the latest: on a busy machine a reader falls behind
+/// further than before, which takes more buffers.
+fn hardly_allocates(what: &str, packets: u64, mut work: impl FnMut()) {
+    let hardly = (0..3).any(|_| {
+        let count = counted(&mut work);
+        println!("{what}: {count} allocations for {packets} packets");
+        count * 10 < packets
+    });
+    assert!(hardly, "{what}: too many allocations each time");
+}
+
+fn read_exactly(mut stream: impl Read, bytes: u64) {
+    let mut buffer = vec![0; 64 * 1024];
+    let mut left = bytes;
+    while left > 0 {
+        let most = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+        let n = stream.read(&mut buffer[..most]).unwrap();
+        assert_ne!(n, 0, "the stream ends early");
+        left -= n as u64;
+    }
+}
+
+#[test]
+fn the_transport_thread_allocates_nothing_for_a_packet() {
+    let server = sshd::Sshd::start().unwrap();
+    let client = Client::builder(server.host()).port(server.port()).user(server.user()).identity(server.identity());
+    let client = client.agent(false).known_hosts(server.known_hosts()).connect().unwrap();
+    // A thread names itself, some time after it was started.
+    assert!(client.sh("true").status().unwrap().success());
+    WATCHED.store(transport(), Ordering::SeqCst);
+    assert_ne!(counted(&mut || drop(client.sh("true").output().unwrap())), 0, "the count works: a command allocates");
+
+    let mut down = client.sh("exec cat /dev/zero").spawn().unwrap();
+    let mut stdout = down.stdout.take().unwrap();
+    read_exactly(&mut stdout, WARM);
+    hardly_allocates("down", COUNTED / PACKET, || read_exactly(&mut stdout, COUNTED));
+    down.close();
+    drop((down, stdout));
+
+    let mut up = client.sh("exec cat >/dev/null").stdin(Stdio::piped()).spawn().unwrap();
+    let mut stdin = up.stdin.take().unwrap();
+    let chunk = vec![0; 256 * 1024];
+    let mut write = |bytes: u64| (0..bytes / chunk.len() as u64).for_each(|_| stdin.write_all(&chunk).unwrap());
+    write(WARM);
+    hardly_allocates("up", COUNTED / PACKET, || write(COUNTED));
+    drop(stdin);
+    assert!(up.wait().unwrap().success());
+
+    // Both at once, each byte there and back.
+    let mut echo = client.sh("exec cat").stdin(Stdio::piped()).spawn().unwrap();
+    let (mut stdin, mut stdout) = (echo.stdin.take().unwrap(), echo.stdout.take().unwrap());
+    let writer = thread::spawn(move || while stdin.write_all(&chunk).is_ok() {});
+    read_exactly(&mut stdout, WARM);
+    hardly_allocates("both ways", 2 * COUNTED / PACKET, || read_exactly(&mut stdout, COUNTED));
+    echo.close();
+    writer.join().unwrap();
+    WATCHED.store(0, Ordering::SeqCst);
+}
