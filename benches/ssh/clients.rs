@@ -266,6 +266,7 @@ impl Client for Plain {
         write_zeros(&mut channel, bytes)?;
         channel.send_eof()?;
         expect_bytes(&mut channel, 0)?;
+        process::note_threads()?;
         end(channel)?;
         Ok(began.elapsed().as_secs_f64())
     }

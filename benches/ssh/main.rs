@@ -51,6 +51,10 @@ fn main() -> Outcome<()> {
     let began = Instant::now();
     let table = Bench::new(Sizes::new(in_earnest)?)?.run()?;
     println!("{table}");
-    println!("{:.0} s in all", began.elapsed().as_secs_f64());
+    let load = std::fs::read_to_string("/proc/loadavg")?;
+    let load = load.split(' ').nth(2).unwrap_or_default();
+    let processors = std::thread::available_parallelism()?;
+    let took = began.elapsed().as_secs_f64();
+    println!("{took:.0} s in all; load average of the last 15 minutes {load} on {processors} processors");
     Ok(())
 }

@@ -239,9 +239,7 @@ impl Bench {
         let Some(run) = took.get("eight") else { return Ok(()) };
         let row = Row::new("download over 8 channels at once").cell("threadline", rate(bytes, run.seconds));
         self.table.push(row.target(at_least("0.95 x one channel", took.of("one") / run.seconds, 0.95)));
-        for (what, show) in usage(bytes) {
-            self.table.push(Row::new(what).cell("threadline", show(run)));
-        }
+        self.table.push(Row::new(USAGE).cell("threadline", usage(run, bytes)));
         Ok(())
     }
 
@@ -249,16 +247,14 @@ impl Bench {
         self.transfers("upload")
     }
 
-    /// With each cipher; what it costs with the one that comes by itself.
+    /// With each cipher, and what it costs.
     fn transfers(&mut self, direction: &str) -> Outcome<()> {
         let bytes = self.sizes.bytes;
         for cipher in CIPHERS {
             let took = self.transfer(direction, cipher, self.server.port(), bytes, self.sizes.repeats)?;
             let row = took.row(&format!("{direction}, {cipher}"), |run| rate(bytes, run.seconds));
             self.table.push(row.target(at_least("1.0 x ssh2", took.of("ssh2") / took.of("threadline"), 1.0)));
-            if cipher == DEFAULT {
-                usage(bytes).into_iter().for_each(|(what, show)| self.table.push(took.row(what, show)));
-            }
+            self.table.push(took.row(USAGE, |run| usage(run, bytes)));
         }
         Ok(())
     }
@@ -413,12 +409,11 @@ fn median(runs: &[Run]) -> Run {
 }
 
 /// What else there is to say of a transfer.
-fn usage(bytes: u64) -> [(&'static str, impl Fn(&Run) -> String + Copy); 1] {
-    let show = move |run: &Run| {
-        let (cpu, peak) = (run.cpu / bytes as f64 * 1e9, run.peak_kib / 1024.0);
-        format!("{cpu:.2} s, {peak:.0} MiB, {}", run.threads)
-    };
-    [("  client's processor time per GB, peak memory, threads", show)]
+const USAGE: &str = "  client: processor time per GB, peak memory, threads";
+
+fn usage(run: &Run, bytes: u64) -> String {
+    let (cpu, peak) = (run.cpu / bytes as f64 * 1e9, run.peak_kib / 1024.0);
+    format!("{cpu:.2} s, {peak:.0} MiB, {}", run.threads)
 }
 
 /// One round trip over a link of this length, in the middle of a few.

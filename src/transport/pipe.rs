@@ -374,7 +374,9 @@ impl Pipe {
     /// The peer sends no more data. [`wake_readers`](Pipe::wake_readers) is due: not here, because the command's end
     /// mostly comes in the same packet of the network, and then one wake-up tells all.
     pub fn eof(&self) {
-        self.lock().eof = true;
+        let mut state = self.lock();
+        // Behind our own CLOSE data is dropped: then this is not where the output ended.
+        state.eof |= state.lost.is_none();
     }
 
     /// What the server said about the command's end; final only when the channel closes.

@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 use threadline::{Error, ExitPolicy, Phase, Stdio};
 
 use crate::connect::{builder, builder_via, client};
+use crate::hostile;
 use crate::proxy::Proxy;
+use crate::rogue::{Behaviour, Rogue};
 use crate::sshd::Sshd;
 use crate::util::within;
 
@@ -171,5 +173,20 @@ fn a_command_waits_for_sessions_that_are_closed_but_not_over() {
             drop(client.sh("trap '' HUP; sleep 2 >/dev/null 2>&1").spawn().unwrap());
         }
         assert_eq!(client.sh("echo hi").output().unwrap().stdout, b"hi\n");
+    });
+}
+
+#[test]
+fn a_channel_that_we_closed_has_no_end_of_its_own() {
+    within(PATIENCE, || {
+        let server = Rogue::serving(Behaviour::new);
+        let client = hostile::client(&server);
+        let mut child = client.exec_command("sleep").unwrap();
+        child.control().close();
+        // The server's CLOSE has come when this is answered.
+        client.ping(PATIENCE).unwrap();
+        let end = child.stdout.as_mut().unwrap().read(&mut [0]).unwrap_err();
+        assert!(matches!(ours(&end), Error::Closed), "{end}");
+        assert!(matches!(child.wait(), Err(Error::Closed)));
     });
 }
