@@ -169,7 +169,8 @@ fn closing_the_client_ends_all_waits_of_all_threads() {
     let client = client(&server);
     let readers: Vec<_> = (0..6)
         .map(|n| {
-            let mut child = client.sh(if n % 2 == 0 { "exec cat /dev/zero" } else { "exec sleep 1000" }).spawn().unwrap();
+            let mut child =
+                client.sh(if n % 2 == 0 { "exec cat /dev/zero" } else { "exec sleep 1000" }).spawn().unwrap();
             meanwhile(move || {
                 let mut stdout = child.stdout.take().unwrap();
                 let mut buffer = vec![0; 8192];
