@@ -94,7 +94,7 @@ fn closing_a_command_ends_the_reads_of_others_and_leaves_other_commands_alone() 
     let mut other = Echo::on(&client);
     let mut floods = Vec::new();
     for n in 0..8 {
-        let mut child = client.sh(if n % 2 == 0 { "cat /dev/zero" } else { "sleep 1000" }).spawn().unwrap();
+        let mut child = client.sh(if n % 2 == 0 { "exec cat /dev/zero" } else { "exec sleep 1000" }).spawn().unwrap();
         let mut stdout = child.stdout.take().unwrap();
         let reading = meanwhile(move || loop {
             match stdout.read(&mut [0; 8192]) {
@@ -125,7 +125,7 @@ fn what_had_come_before_a_close_is_read_and_then_the_close_is_told_and_no_end_of
     let server = Sshd::start().unwrap();
     let client = client(&server);
     within(PATIENCE, move || {
-        let mut child = client.sh("cat /dev/zero").spawn().unwrap();
+        let mut child = client.sh("exec cat /dev/zero").spawn().unwrap();
         let mut stdout = child.stdout.take().unwrap();
         stdout.read_exact(&mut [0; 1]).unwrap();
         child.close();
@@ -169,7 +169,8 @@ fn closing_the_client_ends_all_waits_of_all_threads() {
     let client = client(&server);
     let readers: Vec<_> = (0..6)
         .map(|n| {
-            let mut child = client.sh(if n % 2 == 0 { "cat /dev/zero" } else { "sleep 1000" }).spawn().unwrap();
+            let mut child =
+                client.sh(if n % 2 == 0 { "exec cat /dev/zero" } else { "exec sleep 1000" }).spawn().unwrap();
             meanwhile(move || {
                 let mut stdout = child.stdout.take().unwrap();
                 let mut buffer = vec![0; 8192];
