@@ -773,21 +773,23 @@ fn lines_come_in_order_of_arrival_with_stream_and_time() {
     within(PATIENCE, || {
         let server = sh_server();
         let client = client(&server);
-        let fifo = server.dir().join("fifo");
-        let made = output_within(PATIENCE, process::Command::new("mkfifo").arg(&fifo));
+        // One for each wait: a reader of the second could meet the writer of the first, and would not wait.
+        let fifos = ["first", "second"].map(|name| server.dir().join(name));
+        let made = output_within(PATIENCE, process::Command::new("mkfifo").args(&fifos));
         assert!(made.status.success());
-        let wait = format!("read x < {}", fifo.display());
-        let text = format!("echo one; {wait}; echo two >&2; {wait}; printf 'three\\nfo\\377ur'; exit 2");
+        let [first, second] = [0, 1].map(|n| format!("read x < {}", fifos[n].display()));
+        let text = format!("echo one; {first}; echo two >&2; {second}; printf 'three\\nfo\\377ur'; exit 2");
         let mut lines = client.sh(text).spawn().unwrap().lines();
         let mut before = Instant::now();
+        let mut fifos = fifos.iter();
         for (stream, text) in [(Stream::Stdout, "one"), (Stream::Stderr, "two"), (Stream::Stdout, "three")] {
             let line = lines.next().unwrap().unwrap();
             assert_eq!((line.stream, line.text().as_ref()), (stream, text));
             // Arrival is told to the millisecond.
             assert!(line.arrived + Duration::from_millis(1) >= before && line.arrived <= Instant::now());
-            if text != "three" {
+            if let Some(fifo) = fifos.next() {
                 before = Instant::now();
-                fs::write(&fifo, "\n").unwrap();
+                fs::write(fifo, "\n").unwrap();
             }
         }
         let last = lines.next().unwrap().unwrap();
