@@ -932,11 +932,15 @@ impl Pipe {
             state = self.lock();
         }
         let outcome = loop {
+            // First: a cancelled command's end, which the server may still report, is not waited for.
+            if let Some(error) = state.interruption() {
+                break Err(error);
+            }
             if let Some(status) = &state.status {
                 break Ok(status.clone());
             }
-            if let Some(error) = state.interruption().or_else(|| state.lost.clone()) {
-                break Err(error);
+            if let Some(error) = &state.lost {
+                break Err(error.clone());
             }
             let deadline = limit.deadline(state.last_output);
             let (guard, in_time) = Pipe::wait(&self.news, state, deadline);

@@ -205,6 +205,7 @@ fn pair(builder: impl FnOnce(crate::proxy::Builder) -> crate::proxy::Builder) ->
     let proxy = builder(Proxy::to(listener.local_addr().unwrap())).start().unwrap();
     let client = TcpStream::connect(proxy.address()).unwrap();
     let (server, _) = listener.accept().unwrap();
+    eventually(SOON, "the proxy has taken the connection on", || proxy.connections() == 1);
     for socket in [&client, &server] {
         socket.set_nodelay(true).unwrap();
         socket.set_read_timeout(Some(SOON)).unwrap();

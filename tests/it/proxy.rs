@@ -232,6 +232,12 @@ impl Control {
         lock(&self.shared.flow(direction).state).delivered
     }
 
+    /// Where the next byte to be passed on stands. Unlike [`delivered`](Self::delivered) it is counted before the bytes
+    /// are written, so it is not behind what the receiver has got.
+    pub fn position(&self, direction: Direction) -> u64 {
+        lock(&self.shared.flow(direction).state).position
+    }
+
     /// Bytes that have been thrown away.
     pub fn swallowed(&self, direction: Direction) -> u64 {
         lock(&self.shared.flow(direction).state).swallowed
