@@ -54,7 +54,9 @@ const WATCHDOG: &str = r#"
 trap '' HUP INT TERM
 read -r _
 for _ in 1 2 3 4 5 6 7 8 9 10; do
-    found=$(grep -ls "^Max realtime timeout  *$1 " /proc/[0-9]*/limits) || break
+    # grep also says 2 when any process ended while it looked, whatever it found.
+    found=$(grep -ls "^Max realtime timeout  *$1 " /proc/[0-9]*/limits)
+    [ -n "$found" ] || break
     for limits in $found; do
         pid=${limits#/proc/}
         kill -9 "${pid%/limits}"
