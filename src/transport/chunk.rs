@@ -1,8 +1,7 @@
 //! Bytes on their way: pooled buffers, chunks, and queues of them. Pure.
 
 use std::collections::VecDeque;
-
-use crossbeam_channel::{bounded, Receiver, Sender};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Room for the largest payload that can arrive: 32 KiB of data and the message header before it.
 const BUFFER: usize = 32 * 1024 + 64;
@@ -13,35 +12,43 @@ const POOLED: usize = 128;
 
 /// Buffers for payloads, shared by the transport thread and the readers and writers of its channels.
 ///
-/// A bounded crossbeam queue, so that neither side ever waits for the other.
-#[derive(Debug, Clone)]
+/// A mutex, because a queue would hand out the buffer that was given back longest ago: the last one is still in the
+/// processor's cache. It is held for a push or a pop.
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Pool {
-    give: Sender<Vec<u8>>,
-    take: Receiver<Vec<u8>>,
+    buffers: Arc<Mutex<Vec<Vec<u8>>>>,
 }
 
 impl Pool {
     pub fn new() -> Pool {
-        let (give, take) = bounded(POOLED);
-        Pool { give, take }
+        Pool::default()
     }
 
     /// An empty buffer with room for a payload.
     pub fn get(&self) -> Vec<u8> {
-        self.take.try_recv().unwrap_or_else(|_| Vec::with_capacity(BUFFER))
+        let pooled = self.lock().pop();
+        pooled.unwrap_or_else(|| Vec::with_capacity(BUFFER))
     }
 
     /// Gives a buffer back; a full pool frees it.
     pub fn put(&self, mut buffer: Vec<u8>) {
-        if buffer.capacity() == BUFFER {
-            buffer.clear();
-            let _ = self.give.try_send(buffer);
+        if buffer.capacity() != BUFFER {
+            return;
+        }
+        buffer.clear();
+        let mut buffers = self.lock();
+        if buffers.len() < POOLED {
+            buffers.push(buffer);
         }
     }
 
     /// Frees what is pooled: an idle connection should be small.
     pub fn trim(&self) {
-        while self.take.try_recv().is_ok() {}
+        *self.lock() = Vec::new();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Vec<u8>>> {
+        self.buffers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
