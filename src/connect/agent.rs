@@ -1,7 +1,6 @@
 //! The agent's protocol (draft-ietf-sshm-ssh-agent): which keys it holds, and their signatures.
 //!
 //! libssh2's own agent client waits without a limit and closes a file descriptor twice when it cannot connect.
-#![allow(dead_code)] // to be removed when authentication is built on it
 
 use std::io::{self, Read};
 use std::os::unix::net::UnixStream;

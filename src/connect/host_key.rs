@@ -1,5 +1,4 @@
 //! Is this the host we mean? The known hosts, as OpenSSH's files record them, and the policy for hosts not among them.
-#![allow(dead_code)] // to be removed when the client is built on it
 
 use std::fmt;
 use std::fs::{DirBuilder, File, OpenOptions};

@@ -1,5 +1,4 @@
 //! A name becomes a TCP connection: every address is tried, raced as RFC 8305 says, under one deadline.
-#![allow(dead_code)] // to be removed when the client is built on it
 
 use std::collections::VecDeque;
 use std::io;

@@ -11,7 +11,12 @@
 //!
 //! What a hostile peer can make this hold is bounded: its unanswered opens, our unsent answers, and per channel one
 //! pending window adjustment.
-#![allow(dead_code, unused_imports)] // until the transport, sftp and forward call it
+
+#![allow(
+    dead_code,
+    unused_imports,
+    reason = "the protocol is whole; tunnels and agent forwarding will call the rest of it"
+)]
 
 mod channel;
 #[cfg(any(test, feature = "_faults"))]
