@@ -29,20 +29,24 @@ impl Flow {
         self.window.into()
     }
 
-    /// Bytes arrived; `unread` of the channel's are waiting for a reader. The window doubles when at least half of it
-    /// arrived within one round trip (so it is what limits the sender) and the reader keeps up.
-    pub fn received(&mut self, n: usize, unread: u64, round_trip: Duration, now: Instant) {
+    /// Bytes arrived; `unread` of the channel's are waiting for a reader. True when the window ought to grow: at least
+    /// half of it arrived within one round trip (so it is what limits the sender) and the reader keeps up.
+    #[must_use]
+    pub fn received(&mut self, n: usize, unread: u64, round_trip: Duration, now: Instant) -> bool {
         self.in_epoch += n as u64;
         if round_trip < LONG_LINK || now.duration_since(self.epoch) < round_trip {
-            return;
+            return false;
         }
         let window = u64::from(self.window);
-        if self.in_epoch >= window / 2 && unread <= window / 4 && self.window < self.max {
-            self.window = self.window.saturating_mul(2).min(self.max);
-            log::debug!("receive window grows to {} bytes", self.window);
-        }
+        let arrived = std::mem::take(&mut self.in_epoch);
         self.epoch = now;
-        self.in_epoch = 0;
+        arrived >= window / 2 && unread <= window / 4 && self.window < self.max
+    }
+
+    /// Doubles the window, up to the most that was configured.
+    pub fn grow(&mut self) {
+        self.window = self.window.saturating_mul(2).min(self.max);
+        log::debug!("receive window grows to {} bytes", self.window);
     }
 
     /// How much to grant now, given what the peer may have outstanding and what it has: nothing, or at least a step.
@@ -81,7 +85,9 @@ mod tests {
         for _ in 0..10 {
             now += rtt;
             let arrived = flow.window() as usize * 7 / 8;
-            flow.received(arrived, 0, rtt, now);
+            if flow.received(arrived, 0, rtt, now) {
+                flow.grow();
+            }
         }
         assert_eq!(flow.window(), 16 << 20);
     }
@@ -94,8 +100,8 @@ mod tests {
             [(2 << 20, 1 << 20, rtt), (2 << 20, 0, Duration::from_micros(100)), (1 << 19, 0, rtt)]
         {
             let mut flow = Flow::new(2 * MIB, 16 * MIB, start);
-            flow.received(arrived, unread, rtt, start + Duration::from_millis(25));
-            assert_eq!(flow.window(), 2 << 20, "{arrived} {unread} {rtt:?}");
+            let grows = flow.received(arrived, unread, rtt, start + Duration::from_millis(25));
+            assert!(!grows, "{arrived} {unread} {rtt:?}");
         }
     }
 }

@@ -55,9 +55,16 @@ impl EventLoop {
         let len = range.len();
         let credit = entry.pipe.push(stream, payload, range, entry.flow.window());
         let round_trip = self.round_trip.unwrap_or_default();
-        entry.flow.received(len, credit.unread, round_trip, Instant::now());
+        let ought_to_grow = entry.flow.received(len, credit.unread, round_trip, Instant::now());
+        let more = entry.flow.window();
         if credit.wake {
             self.waking.push(Arc::clone(&entry.pipe));
+        }
+        // All windows together stay within the memory limit: their readers may stop at the same time.
+        if ought_to_grow && self.spoken_for() + more <= self.config.memory_limit {
+            if let Some(entry) = self.entries.get_mut(&token) {
+                entry.flow.grow();
+            }
         }
         self.grant(token, credit);
         if credit.unread >= WAKE_BYTES {

@@ -108,11 +108,15 @@ impl EventLoop {
 
     /// The configured window, or less when much memory is spoken for already.
     pub(super) fn initial_window(&self) -> u32 {
-        let granted: u64 = self.owners.keys().map(|&id| u64::from(self.connection.granted(id))).sum();
-        let spoken_for = granted + self.shared.unread.load(Ordering::Relaxed);
-        let left = self.config.memory_limit.saturating_sub(spoken_for) / 4;
+        let left = self.config.memory_limit.saturating_sub(self.spoken_for()) / 4;
         let least = MIN_WINDOW.min(self.config.window);
         u32::try_from(left).unwrap_or(u32::MAX).clamp(least, self.config.window)
+    }
+
+    /// What has arrived and was not read, and what may still arrive, of all channels.
+    pub(super) fn spoken_for(&self) -> u64 {
+        let granted: u64 = self.owners.keys().map(|&id| u64::from(self.connection.granted(id))).sum();
+        granted + self.shared.unread.load(Ordering::Relaxed)
     }
 
     pub(super) fn wrote(&mut self, token: Token) {
