@@ -7,6 +7,8 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 export TOOLS ?= $(CURDIR)/target/tools
 # Lets the tests inject faults into the library's callbacks and threads.
 TEST_FLAGS = --locked --features _faults
+# Most tests wait for others, so more of them run at once than there are processors.
+export RUST_TEST_THREADS ?= 6
 # What runs under valgrind: a filter on the names of the integration tests; the core of them when empty.
 ASAN_TESTS ?=
 # How long each fuzz target runs.
