@@ -93,12 +93,10 @@ impl Pipe {
                 state = self.lock();
                 continue;
             }
-            match self.wait_for_output(state, limit) {
-                (guard, Ok(())) => state = guard,
-                (guard, Err(error)) => {
-                    state = guard;
-                    break Err(error);
-                }
+            let (guard, waited) = self.wait_for_output(state, limit);
+            state = guard;
+            if let Err(error) = waited {
+                break Err(error);
             }
         };
         state.streams[own].waiting = false;
@@ -135,12 +133,10 @@ impl Pipe {
             for inbound in &mut state.streams {
                 inbound.waiting = true;
             }
-            match self.wait_for_output(state, limit) {
-                (guard, Ok(())) => state = guard,
-                (guard, Err(error)) => {
-                    state = guard;
-                    break Err(error);
-                }
+            let (guard, waited) = self.wait_for_output(state, limit);
+            state = guard;
+            if let Err(error) = waited {
+                break Err(error);
             }
         };
         for inbound in &mut state.streams {
@@ -237,12 +233,10 @@ impl Pipe {
                 break Err(error);
             }
             state.streams[own].waiting = true;
-            match self.wait_for_output(state, limit) {
-                (guard, Ok(())) => state = guard,
-                (guard, Err(error)) => {
-                    state = guard;
-                    break Err(error);
-                }
+            let (guard, waited) = self.wait_for_output(state, limit);
+            state = guard;
+            if let Err(error) = waited {
+                break Err(error);
             }
         };
         state.streams[own].waiting = false;
