@@ -22,7 +22,7 @@ const MIB: usize = 1 << 20;
 /// What goes each way in one piece, and once more both ways at once.
 const BULK: usize = 8 * MIB;
 /// The same with all MACs but the first: each cipher has carried the whole by then.
-const LESS: usize = 2 * MIB;
+const LESS: usize = MIB;
 /// How many channels share what goes both ways at once.
 const CHANNELS: usize = 4;
 /// A packet of each size up to this one goes each way: all of the ciphers' block sizes and paddings.
