@@ -183,7 +183,7 @@ impl Bench {
             worker.ask(&format!("connect {port} default"))?;
             worker.ask("sequence 3")?;
         }
-        let master = Master::start(&self.server, port)?;
+        let master = Master::start(&self.server, port, None)?;
         let task = format!("{how} {n}");
         take_turns(
             self.sizes.repeats,
@@ -221,7 +221,7 @@ impl Bench {
             vec![
                 ("threadline", Box::new(|| fresh(&mut ours))),
                 ("ssh2", Box::new(|| fresh(&mut plain))),
-                ("ControlMaster", Box::new(|| Master::start(&self.server, port)?.run_true("burst", n))),
+                ("ControlMaster", Box::new(|| Master::start(&self.server, port, None)?.run_true("burst", n))),
                 ("paramiko", Box::new(|| fresh(&mut paramiko))),
                 (ECHO, Box::new(|| echo(round_trip))),
             ],
@@ -280,11 +280,10 @@ impl Bench {
             worker.ask(&format!("connect {port} {cipher}"))?;
         }
         let named = (cipher != DEFAULT).then_some(cipher);
-        let login = openssh::time(openssh::ssh(&self.server, port, named)?.arg("true"))?;
         let mut turns: Vec<(&'static str, Turn)> = vec![
             ("threadline", Box::new(|| ours.ask(&task(bytes)))),
             ("ssh2", Box::new(|| plain.ask(&task(bytes)))),
-            ("ssh", Box::new(|| self.ssh_transfer(direction, named, port, bytes, login))),
+            ("ssh", Box::new(|| self.ssh_transfer(direction, named, port, bytes))),
         ];
         if named.is_none() {
             paramiko.ask(&format!("connect {port} default"))?;
@@ -294,14 +293,13 @@ impl Bench {
         take_turns(repeats, turns)
     }
 
-    /// A whole `ssh`, less what its login takes.
-    fn ssh_transfer(&self, direction: &str, cipher: Option<&str>, port: u16, bytes: u64, login: f64) -> Outcome<Run> {
-        let mut ssh = openssh::ssh(&self.server, port, cipher)?;
-        let run = match direction {
-            "download" => openssh::watch(ssh.arg(format!("head -c {bytes} /dev/zero")))?,
-            _ => openssh::upload(&mut ssh, bytes)?,
-        };
-        Ok(Run { seconds: run.seconds - login, ..run })
+    /// By an `ssh` of its own.
+    fn ssh_transfer(&self, direction: &str, cipher: Option<&str>, port: u16, bytes: u64) -> Outcome<Run> {
+        let ssh = openssh::ssh(&self.server, port, cipher)?;
+        match direction {
+            "download" => openssh::download(vec![ssh], None, bytes),
+            _ => openssh::upload(ssh, &self.server.dir().join("zeros"), bytes),
+        }
     }
 
     /// How late lines arrive, on a quiet connection and beside one channel that stalls and one that floods.
