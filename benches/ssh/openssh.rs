@@ -160,6 +160,11 @@ impl Master<'_> {
         Ok(master)
     }
 
+    /// The master's process id.
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
     /// `ssh` through this master; the command is to be added.
     pub fn command(&self) -> Outcome<Command> {
         let mut command = ssh(self.server, self.port, None)?;
