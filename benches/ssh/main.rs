@@ -20,6 +20,9 @@
 mod clients;
 /// A raw TCP copy, for what the machine and the proxy can do without any SSH.
 mod copy;
+/// The ciphers without a network.
+#[cfg(feature = "fast-ciphers")]
+mod kernel;
 /// OpenSSH's client, alone and through ControlMaster.
 mod openssh;
 /// Lines through the printer.

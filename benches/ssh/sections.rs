@@ -38,6 +38,9 @@ pub struct Sizes {
     long_bytes: u64,
     seconds: f64,
     lines: usize,
+    /// Turns of each candidate of a cipher.
+    #[cfg(feature = "fast-ciphers")]
+    kernel_turns: usize,
     /// Connections held idle, and commands that tick.
     many: usize,
 }
@@ -61,6 +64,8 @@ impl Sizes {
             long_bytes: pick("BENCH_LONG_MIB", 1024, 8)? * MIB,
             seconds: pick("BENCH_SECONDS", 5, 1)? as f64,
             lines: pick("BENCH_LINES", 5_000_000, 40_000)? as usize,
+            #[cfg(feature = "fast-ciphers")]
+            kernel_turns: if in_earnest { 40 } else { 1 },
             many: if in_earnest { 100 } else { 4 },
         })
     }
@@ -74,6 +79,8 @@ pub struct Bench {
     python: String,
     table: Table,
     ciphers: Table,
+    #[cfg(feature = "fast-ciphers")]
+    kernel: Table,
 }
 
 impl Bench {
@@ -82,12 +89,20 @@ impl Bench {
         // A plain login shell: what a shell does before it runs `true` is not the subject.
         let server = Sshd::builder().login_shell("/bin/sh").option("MaxSessions 100").start()?;
         let (table, ciphers) = (Table::new(&CLIENTS), Table::new(&ciphers::COLUMNS));
-        Ok(Bench { sizes, server, python: find_paramiko()?, table, ciphers })
+        Ok(Bench {
+            sizes,
+            server,
+            python: find_paramiko()?,
+            table,
+            ciphers,
+            #[cfg(feature = "fast-ciphers")]
+            kernel: Table::new(&crate::kernel::COLUMNS),
+        })
     }
 
     /// All sections.
-    pub fn run(mut self) -> Outcome<[Table; 2]> {
-        let sections: [(&str, Section); 11] = [
+    pub fn run(mut self) -> Outcome<Vec<Table>> {
+        let sections: &[(&str, Section)] = &[
             ("links", Bench::links),
             ("login", Bench::login),
             ("commands", Bench::commands),
@@ -96,6 +111,8 @@ impl Bench {
             ("upload", Bench::uploads),
             ("long", Bench::long_download),
             ("ciphers", Bench::ciphers),
+            #[cfg(feature = "fast-ciphers")]
+            ("cipher-kernel", Bench::kernel),
             ("tickers", Bench::tickers),
             ("idle", Bench::idle),
             ("printer", Bench::lines),
@@ -105,7 +122,12 @@ impl Bench {
                 section(&mut self)?;
             }
         }
-        Ok([self.table, self.ciphers])
+        Ok(vec![
+            self.table,
+            self.ciphers,
+            #[cfg(feature = "fast-ciphers")]
+            self.kernel,
+        ])
     }
 
     fn wants(&self, name: &str) -> bool {

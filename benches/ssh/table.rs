@@ -84,10 +84,12 @@ impl Table {
     fn lines(&self) -> Vec<Vec<String>> {
         let mut head = vec![String::new()];
         head.extend(self.columns.iter().map(|column| (*column).to_owned()));
-        head.extend(["target", "measured", "reached"].map(str::to_owned));
+        let targets = self.rows.iter().any(|row| !row.target[0].is_empty());
+        let shown = if targets { 3 } else { 0 };
+        head.extend(["target", "measured", "reached"][..shown].iter().map(|name| (*name).to_owned()));
         let rows = self.rows.iter().map(|row| {
             let cells = self.columns.iter().map(|column| row.get(column).unwrap_or_default().to_owned());
-            std::iter::once(row.what.clone()).chain(cells).chain(row.target.clone()).collect()
+            std::iter::once(row.what.clone()).chain(cells).chain(row.target[..shown].to_vec()).collect()
         });
         std::iter::once(head).chain(rows).collect()
     }

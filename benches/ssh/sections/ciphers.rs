@@ -87,6 +87,29 @@ impl Bench {
     }
 }
 
+#[cfg(feature = "fast-ciphers")]
+impl Bench {
+    /// The ciphers without a network: packets as they are in a transfer, and as they are when somebody types.
+    pub(super) fn kernel(&mut self) -> Outcome<()> {
+        // Either fits into a processor's cache.
+        for mut candidates in crate::kernel::all()? {
+            for (text, packets) in [(32 * 1024, 32), (64, 4096)] {
+                let took = candidates.measure(text, packets, self.sizes.kernel_turns)?;
+                let show = |nanoseconds: f64| match text {
+                    64 => format!("{nanoseconds:.0} ns"),
+                    _ => rate(text as u64, nanoseconds / 1e9),
+                };
+                let mut row = Row::new(format!("{}: encrypt, decrypt {text} bytes", candidates.cipher));
+                for (name, one) in took {
+                    row = row.cell(name, format!("{}, {}", show(one.seal), show(one.open)));
+                }
+                self.kernel.push(row);
+            }
+        }
+        Ok(())
+    }
+}
+
 /// All clients, connected with one cipher.
 #[derive(Debug)]
 struct Clients<'a> {
