@@ -113,6 +113,9 @@ impl Candidates {
                     Some(began.elapsed().as_secs_f64() * 1e9 / packets as f64)
                 };
                 let seal = timed(&mut all, &mut |packet| candidate.seal(packet)).ok_or("a packet was not sealed")?;
+                if all.iter().zip(&sent).any(|(sealed, sent)| sealed[HEADER..][..text] == sent[HEADER..][..text]) {
+                    return Err(format!("{}, {name}: a packet was not encrypted", self.cipher).into());
+                }
                 let open = timed(&mut all, &mut |packet| candidate.open(packet)).ok_or("a packet was not opened")?;
                 if all.iter().zip(&sent).any(|(opened, sent)| opened[HEADER..][..text] != sent[HEADER..][..text]) {
                     return Err(format!("{}, {name}: what was opened is not what was sealed", self.cipher).into());
