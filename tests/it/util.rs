@@ -91,12 +91,16 @@ pub fn alone(test: &str, patience: Duration, body: impl FnOnce() + Send + 'stati
     assert!(said.contains("1 passed"), "{test} in a process of its own ({}):\n{said}", output.status);
 }
 
+/// Where `make deps` puts what it makes.
+pub fn tools() -> PathBuf {
+    let default = concat!(env!("CARGO_MANIFEST_DIR"), "/target/tools");
+    std::env::var_os("TOOLS").map_or_else(|| default.into(), PathBuf::from)
+}
+
 /// A file that `make deps` makes below $TOOLS. `what` it is, the test says when it is not there.
 #[track_caller]
 pub fn tool(path: &str, what: &str) -> PathBuf {
-    let default = concat!(env!("CARGO_MANIFEST_DIR"), "/target/tools");
-    let tools = std::env::var_os("TOOLS").map_or_else(|| default.into(), PathBuf::from);
-    let file = tools.join(path);
+    let file = tools().join(path);
     assert!(file.exists(), "{what} is not installed at {}; `make deps` does it", file.display());
     file
 }
