@@ -20,6 +20,8 @@ pub enum Fault {
     Recv,
     /// The transport thread's own loop.
     Loop,
+    /// No panic: the next packet, in either direction, is one too many under its key.
+    WornKey,
 }
 
 /// Panics if `wanted` is the fault to strike here; once.

@@ -12,6 +12,7 @@
 //!   is lost. However it ends, a panic included, every waiter gets the reason.
 
 pub(crate) mod chunk;
+pub(crate) mod cipher;
 mod event_loop;
 pub(crate) mod fault;
 mod flow;

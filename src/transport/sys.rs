@@ -11,8 +11,6 @@
 //! No Rust reference to the [`Tap`] lives across a call into C: callbacks reach it through a cell that refuses
 //! overlapping borrows instead of aliasing. No panic leaves a callback.
 
-mod framing;
-
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::ffi::{c_char, c_int, c_long, c_void, CStr};
@@ -26,6 +24,7 @@ use libssh2_sys::LIBSSH2_SESSION;
 use ssh2::Session;
 
 use super::chunk::Pool;
+use super::cipher;
 use super::fault::{self, Fault};
 use super::socket::Socket;
 
@@ -191,7 +190,6 @@ pub(crate) struct TapState {
     /// A KEXINIT was committed and the keys it leads to are not there yet.
     pub exchanging: bool,
     exchange_messages: u32,
-    framing: Option<framing::Framing>,
     pub disconnected: Option<Disconnected>,
     /// Why the connection cannot go on, when a callback found out.
     pub violation: Option<&'static str>,
@@ -243,7 +241,6 @@ impl RawSession {
             inits: 0,
             exchanging: false,
             exchange_messages: 0,
-            framing: None,
             disconnected: None,
             violation: None,
             panicked: None,
@@ -252,7 +249,7 @@ impl RawSession {
         let tap = NonNull::from(Box::leak(Box::new(Tap { state: RefCell::new(state) })));
         let raw_session = RawSession { session: Some(session), raw, tap };
         install_method(raw)?;
-        framing::install();
+        cipher::install();
         register(raw, tap);
         raw_session.set_callbacks();
         Ok(raw_session)
@@ -525,6 +522,21 @@ fn in_callback<R: Copy>(tap: *const Tap, otherwise: R, body: impl FnOnce(&mut Ta
         }
         otherwise
     })
+}
+
+/// Says why a packet of the session that this thread is calling into is refused.
+pub(super) fn refuse_packet(why: &'static str) {
+    in_callback(ACTIVE.get(), (), |state| state.violation = Some(why));
+}
+
+/// Marks the session that this thread is calling into as one in whose callback something panicked.
+pub(super) fn report_panic(panic: &(dyn std::any::Any + Send)) {
+    in_callback(ACTIVE.get(), (), |state| state.panicked = Some(fault::panic_text(panic)));
+}
+
+/// Whether a test wants the next packet to be one too many under its key; once.
+pub(super) fn worn_key_wanted() -> bool {
+    in_callback(ACTIVE.get(), false, |state| state.fault.take_if(|f| *f == Fault::WornKey).is_some())
 }
 
 unsafe extern "C" fn on_init(session: *mut LIBSSH2_SESSION, compress: c_int, context: *mut *mut c_void) -> c_int {

@@ -174,8 +174,9 @@ impl Pipe {
         state.eof |= ended;
         state.outbound.broken = true;
         state.outbound.queue.clear(&self.shared.pool);
-        if state.status.is_none() {
-            state.status = state.said.take().or(ended.then_some(ExitStatus::Unknown));
+        // Behind our own CLOSE too: whoever waits must not get now this answer and now that one.
+        if state.status.is_none() && ended {
+            state.status = Some(state.said.take().unwrap_or(ExitStatus::Unknown));
         }
         if matches!(state.stage, Stage::Starting) {
             state.stage = Stage::Failed(Error::ConnectionLost {
