@@ -13,8 +13,8 @@ use git2::build::RepoBuilder;
 use git2::{CertificateCheckStatus, Cred, FetchOptions, RemoteCallbacks, Repository, Signature};
 use plain::{Failure, Server};
 
-/// The size of the one file in the repository, and of what threadline sends each time: some dozen full packets.
-const BYTES: usize = 1 << 20;
+/// The size of the one file in the repository, and of what threadline sends each time: ten full packets and more.
+const BYTES: usize = 384 << 10;
 /// Clones made while threadline works.
 const CLONES: usize = 2;
 const FILE: &str = "noise";
