@@ -1,5 +1,7 @@
 //! What threadline has to do in every build, however it was compiled and linked.
 
+pub mod whose;
+
 use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -66,6 +68,7 @@ impl Server {
             .command_timeout(PATIENCE)
             .connect()?;
         let used = client.algorithms();
+        whose::check(cipher)?;
         if used.cipher_in != cipher || used.cipher_out != cipher {
             return Err(format!("asked for {cipher} and got {} and {}", used.cipher_in, used.cipher_out).into());
         }
@@ -113,8 +116,9 @@ pub fn noise(len: usize) -> Vec<u8> {
     bytes
 }
 
-/// Everything: is our packet layer in place, and does each cipher carry data both ways? Returns what was done.
+/// Everything: is our packet layer in place, are the ciphers whose they should be, and does each cipher carry data both ways? Returns what was done.
 pub fn check() -> Result<String, Failure> {
+    whose::listen()?;
     threadline::check_seam()?;
     let server = Server::from_env()?;
     for cipher in CIPHERS {
@@ -123,7 +127,7 @@ pub fn check() -> Result<String, Failure> {
         echo(&client, BYTES).map_err(failed)?;
         client.close(PATIENCE).map_err(|error| failed(error.into()))?;
     }
-    Ok(format!("{} ciphers, {} MiB each way with each", CIPHERS.len(), BYTES >> 20))
+    Ok(format!("{} ciphers, {} MiB each way with each, encrypted by {}", CIPHERS.len(), BYTES >> 20, whose::EXPECTED))
 }
 
 /// [`check`] for a C program: says on stdout what was done or on stderr what failed, and returns `main`'s exit code.
