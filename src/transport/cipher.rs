@@ -391,9 +391,12 @@ unsafe extern "C" fn on_init<const FAMILY: usize>(
                 Cipher::Libssh2 { crypt: original.crypt, context }
             }
         };
-        // SAFETY: libssh2 passes a living session; a private key has no MAC.
-        let length =
-            if private_key != 0 { LengthField::Inside } else { unsafe { length_field(session, method, encrypt) } };
+        let length = if private_key != 0 {
+            LengthField::Inside
+        } else {
+            // SAFETY: libssh2 passes a living session.
+            unsafe { length_field(session, method, encrypt) }
+        };
         let context = Context {
             magic: MAGIC,
             cipher,

@@ -121,9 +121,10 @@ impl Packets {
         Ok(Incoming::Later)
     }
 
-    /// A call that said EAGAIN may still have committed something.
+    /// A call that said EAGAIN may still have committed something; and for whole-packet ciphers libssh2 says it as soon
+    /// as a packet is not complete, without looking whether the socket has the rest.
     fn more_to_come(&self) -> bool {
-        self.raw.with(|t| !t.committed.is_empty())
+        self.raw.with(|t| !t.committed.is_empty() || t.socket.may_read_on())
     }
 
     fn nothing_now(&mut self) -> Incoming {

@@ -187,6 +187,11 @@ impl Socket {
         self.throttled || (self.readable && self.end.is_none())
     }
 
+    /// Reading again at once makes sense, within the budget.
+    pub fn may_read_on(&self) -> bool {
+        self.readable && self.end.is_none() && self.budget > 0
+    }
+
     pub fn end(&self) -> Option<&End> {
         self.end.as_ref()
     }
