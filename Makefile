@@ -49,7 +49,7 @@ lint: ## formatting, clippy and shellcheck; no warnings allowed
 doc: ## build the documentation as docs.rs does; no warnings allowed
 	@.ci/doc
 
-bench: ## measure against OpenSSH, plain ssh2 and paramiko, in one run
+bench: ## measure against OpenSSH, plain ssh2, paramiko and, where it is installed, Go, in one run
 	@.ci/deps all
 	$(CARGO) bench --locked --bench ssh
 

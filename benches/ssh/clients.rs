@@ -23,9 +23,9 @@ pub trait Client {
     fn sequence(&mut self, n: usize) -> Outcome<f64>;
     /// `true`, so many times, all at once, a thread each.
     fn burst(&mut self, n: usize) -> Outcome<f64>;
-    /// So many bytes in all, over so many channels at once.
+    /// So many bytes in all, over so many channels at once, from the moment on when all commands are there.
     fn download(&mut self, bytes: u64, channels: u64) -> Outcome<f64>;
-    /// So many bytes to a command's stdin, until its exit status is there.
+    /// So many bytes to the stdin of a command that is there, until its exit status is.
     fn upload(&mut self, bytes: u64) -> Outcome<f64>;
     /// How late the lines of n commands arrive, p50, p99 and the latest in seconds, besides; with `flood` beside a channel that nobody
     /// reads and one that never ends.
@@ -90,25 +90,23 @@ impl Client for Ours {
 
     fn burst(&mut self, n: usize) -> Outcome<f64> {
         let client = self.client()?;
-        at_once(n, || run_true(&client))
+        at_once(vec![(); n], |()| run_true(&client))
     }
 
     fn download(&mut self, bytes: u64, channels: u64) -> Outcome<f64> {
         let client = self.client()?;
         let each = bytes / channels;
-        at_once(channels as usize, || {
-            let mut child = client.exec_command(format!("head -c {each} /dev/zero"))?;
-            let stdout = child.stdout.take().ok_or("no stdout")?;
+        let ready: Vec<_> = (0..channels).map(|_| start(&client, &zeros_when_told(each))).collect::<Outcome<_>>()?;
+        at_once(ready, |(mut child, stdin, stdout)| {
+            tell(stdin)?;
             expect_bytes(stdout, each)?;
             expect_success(&child.wait()?)
         })
     }
 
     fn upload(&mut self, bytes: u64) -> Outcome<f64> {
-        let client = self.client()?;
+        let (mut child, stdin, _stdout) = start(&self.client()?, TAKE_ALL)?;
         let began = Instant::now();
-        let mut child = client.exec_command("cat >/dev/null")?;
-        let stdin = child.stdin.take().ok_or("no stdin")?;
         write_zeros(stdin, bytes)?;
         process::note_threads()?;
         expect_success(&child.wait()?)?;
@@ -129,7 +127,7 @@ impl Client for Ours {
         // All are there before the first one ticks: starting them is not what is measured.
         let mut children = (0..n).map(|_| client.exec_command(ticker(ticks))).collect::<Result<Vec<_>, _>>()?;
         for child in &mut children {
-            child.stdout.as_mut().ok_or("no stdout")?.read_exact(&mut [0; READY.len()])?;
+            expect_ready(child.stdout.as_mut().ok_or("no stdout")?)?;
         }
         process::note_threads()?;
         let late = thread::scope(|scope| -> Outcome<Vec<f64>> {
@@ -164,6 +162,18 @@ impl Client for Ours {
         }
         Ok(())
     }
+}
+
+/// A command that has said that it is there, and both its ends.
+fn start(
+    client: &threadline::Client,
+    command: &str,
+) -> Outcome<(threadline::Child, threadline::ChildStdin, threadline::ChildStdout)> {
+    let mut child = client.exec_command(command)?;
+    let stdin = child.stdin.take().ok_or("no stdin")?;
+    let mut stdout = child.stdout.take().ok_or("no stdout")?;
+    expect_ready(&mut stdout)?;
+    Ok((child, stdin, stdout))
 }
 
 fn run_true(client: &threadline::Client) -> Outcome<()> {
@@ -241,17 +251,16 @@ impl Client for Plain {
 
     fn burst(&mut self, n: usize) -> Outcome<f64> {
         let session = self.session()?;
-        at_once(n, || run_plain_true(&session))
+        at_once(vec![(); n], |()| run_plain_true(&session))
     }
 
     fn download(&mut self, bytes: u64, channels: u64) -> Outcome<f64> {
         if channels != 1 {
             return Err("a thread that reads holds the session's lock: one channel at a time".into());
         }
-        let session = self.session()?;
+        let mut channel = start_plain(&self.session()?, &zeros_when_told(bytes))?;
         let began = Instant::now();
-        let mut channel = session.channel_session()?;
-        channel.exec(&format!("head -c {bytes} /dev/zero"))?;
+        tell(&mut channel)?;
         expect_bytes(&mut channel, bytes)?;
         end(channel)?;
         process::note_threads()?;
@@ -259,10 +268,8 @@ impl Client for Plain {
     }
 
     fn upload(&mut self, bytes: u64) -> Outcome<f64> {
-        let session = self.session()?;
+        let mut channel = start_plain(&self.session()?, TAKE_ALL)?;
         let began = Instant::now();
-        let mut channel = session.channel_session()?;
-        channel.exec("cat >/dev/null")?;
         write_zeros(&mut channel, bytes)?;
         channel.send_eof()?;
         expect_bytes(&mut channel, 0)?;
@@ -283,6 +290,13 @@ impl Client for Plain {
     }
 }
 
+fn start_plain(session: &ssh2::Session, command: &str) -> Outcome<ssh2::Channel> {
+    let mut channel = session.channel_session()?;
+    channel.exec(command)?;
+    expect_ready(&mut channel)?;
+    Ok(channel)
+}
+
 fn run_plain_true(session: &ssh2::Session) -> Outcome<()> {
     let mut channel = session.channel_session()?;
     channel.exec("true")?;
@@ -299,19 +313,44 @@ fn end(mut channel: ssh2::Channel) -> Outcome<()> {
     }
 }
 
-/// Runs the same on so many threads and waits for all.
-fn at_once(n: usize, run: impl Fn() -> Outcome<()> + Sync) -> Outcome<f64> {
+/// Runs the same on each, a thread each, and waits for all.
+fn at_once<T: Send>(all: Vec<T>, run: impl Fn(T) -> Outcome<()> + Sync) -> Outcome<f64> {
     let began = Instant::now();
     thread::scope(|scope| {
-        let run = || {
-            run()?;
+        let run = |one| {
+            run(one)?;
             // While the others still run.
             process::note_threads()
         };
-        let threads: Vec<_> = (0..n).map(|_| scope.spawn(run)).collect();
+        let threads: Vec<_> = all.into_iter().map(|one| scope.spawn(move || run(one))).collect();
         threads.into_iter().try_for_each(|thread| thread.join().map_err(|_| "a thread panicked")?)
     })?;
     Ok(began.elapsed().as_secs_f64())
+}
+
+/// What a command says first when its start is not what is measured.
+pub const READY: &str = "ready\n";
+
+/// A command that says that it is there and takes all it is given.
+pub const TAKE_ALL: &str = "echo ready; exec cat >/dev/null";
+
+/// A command that says that it is there, waits for a line, and then prints so many bytes.
+pub fn zeros_when_told(bytes: u64) -> String {
+    format!("echo ready; read line; exec head -c {bytes} /dev/zero")
+}
+
+fn expect_ready(mut from: impl Read) -> Outcome<()> {
+    let mut said = [0; READY.len()];
+    from.read_exact(&mut said)?;
+    if said == READY.as_bytes() {
+        return Ok(());
+    }
+    Err(format!("a command said {:?} first", String::from_utf8_lossy(&said)).into())
+}
+
+/// The line that a command waits for.
+fn tell(mut to: impl Write) -> std::io::Result<()> {
+    to.write_all(b"\n")
 }
 
 fn expect_bytes(from: impl Read, expected: u64) -> Outcome<()> {
@@ -343,9 +382,6 @@ fn write_zeros(mut to: impl Write, bytes: u64) -> std::io::Result<()> {
     }
     Ok(())
 }
-
-/// What a ticker says first.
-const READY: &str = "ready\n";
 
 /// A command that says that it is there, waits for its stdin to end, and then prints the time ten times a second; each
 /// begins at a moment of its own.

@@ -1,13 +1,14 @@
-//! One table: threadline beside plain blocking `ssh2`, OpenSSH and paramiko, against the same sshd, in the same run.
+//! Tables: threadline beside plain blocking `ssh2`, OpenSSH, paramiko and Go, against the same sshd, in the same run.
 //!
 //! `make bench` runs it. Every client runs in a process of its own, so that its processor time and memory are its own;
-//! the clients take turns (A B A B …), so that a busy moment of the machine falls on all of them; a cell is the median.
-//! What is compared is a ratio of one run. `docs/benchmarks.md` says what each row does.
+//! the clients take turns (A B A B …), so that a busy moment of the machine falls on all of them; a cell is the median,
+//! or among the ciphers, which take longest, the best of fewer turns. What is compared is a ratio of one run.
+//! `docs/benchmarks.md` says what each row does.
 //!
 //! | variable | what | default |
 //! |---|---|---|
 //! | `BENCH_ONLY` | only the sections whose name contains one of these words | all |
-//! | `BENCH_REPEATS` | turns of each client | 5 |
+//! | `BENCH_REPEATS` | turns of each client | 5, 3 for ciphers |
 //! | `BENCH_MIB` | MiB of a download or upload | 256 |
 //! | `BENCH_LONG_MIB` | MiB of the download over the long link | 1024 |
 //! | `BENCH_SECONDS` | how long tickers tick and idle connections are watched | 5 |
@@ -19,6 +20,9 @@
 mod clients;
 /// A raw TCP copy, for what the machine and the proxy can do without any SSH.
 mod copy;
+/// The ciphers without a network.
+#[cfg(feature = "fast-ciphers")]
+mod kernel;
 /// OpenSSH's client, alone and through ControlMaster.
 mod openssh;
 /// Lines through the printer.
@@ -49,8 +53,9 @@ fn main() -> Outcome<()> {
     }
     let in_earnest = arguments.iter().any(|argument| argument == "--bench");
     let began = Instant::now();
-    let table = Bench::new(Sizes::new(in_earnest)?)?.run()?;
-    println!("{table}");
+    for table in Bench::new(Sizes::new(in_earnest)?)?.run()?.iter().filter(|table| !table.is_empty()) {
+        println!("{table}");
+    }
     let load = std::fs::read_to_string("/proc/loadavg")?;
     let load = load.split(' ').nth(2).unwrap_or_default();
     let processors = std::thread::available_parallelism()?;

@@ -44,24 +44,26 @@ class Client:
         return time.monotonic() - began
 
     def burst(self, n):
-        return self.at_once(int(n), lambda: run_true(self.client))
+        return self.at_once([lambda: run_true(self.client)] * int(n))
 
     def download(self, total, channels):
         each = int(total) // int(channels)
+        command = f"echo ready; read line; exec head -c {each} /dev/zero"
 
-        def read():
-            _, stdout, _ = self.client.exec_command(f"head -c {each} /dev/zero")
+        def read(stdin, stdout):
+            stdin.channel.sendall(b"\n")
             got = 0
             while chunk := stdout.channel.recv(BUFFER):
                 got += len(chunk)
             assert got == each, got
             assert stdout.channel.recv_exit_status() == 0
 
-        return self.at_once(int(channels), read)
+        ready = [self.start(command) for _ in range(int(channels))]
+        return self.at_once([lambda ends=ends: read(*ends) for ends in ready])
 
     def upload(self, total):
+        stdin, stdout = self.start("echo ready; exec cat >/dev/null")
         began = time.monotonic()
-        stdin, stdout, _ = self.client.exec_command("cat >/dev/null")
         zeros, left = bytes(BUFFER), int(total)
         while left > 0:
             stdin.channel.sendall(zeros[:left])
@@ -70,10 +72,15 @@ class Client:
         assert stdout.channel.recv_exit_status() == 0
         return time.monotonic() - began
 
-    def at_once(self, n, run):
+    def start(self, command):
+        stdin, stdout, _ = self.client.exec_command(command)
+        assert stdout.readline() == "ready\n"
+        return stdin, stdout
+
+    def at_once(self, runs):
         failed = []
 
-        def guarded():
+        def guarded(run):
             try:
                 run()
                 self.most_threads = max(self.most_threads, threading.active_count())
@@ -81,7 +88,7 @@ class Client:
                 failed.append(error)
 
         began = time.monotonic()
-        threads = [threading.Thread(target=guarded) for _ in range(n)]
+        threads = [threading.Thread(target=guarded, args=(run,)) for run in runs]
         for thread in threads:
             thread.start()
         for thread in threads:

@@ -63,12 +63,12 @@ fn number(text: &str, field: &str) -> Outcome<f64> {
     Ok(value.parse()?)
 }
 
-/// Processor seconds of another process, and whether it has ended (and still waits to be asked how).
-pub fn cpu_and_end(pid: u32) -> Outcome<(f64, bool)> {
+/// Processor seconds of another process, to 10 ms; also of one that has ended and not been waited for.
+pub fn cpu(pid: u32) -> Outcome<f64> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     let (_, fields) = text.rsplit_once(") ").ok_or("an odd /proc/PID/stat")?;
     let fields: Vec<&str> = fields.split(' ').collect();
     // utime and stime, the 14th and 15th of all fields; a tick is 10 ms wherever Linux shows it to programs.
     let ticks = fields[11].parse::<f64>()? + fields[12].parse::<f64>()?;
-    Ok((ticks / 100.0, fields[0] == "Z"))
+    Ok(ticks / 100.0)
 }

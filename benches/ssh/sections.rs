@@ -1,5 +1,8 @@
 //! The rows, one function a section. What each measures and how is told in `docs/benchmarks.md`.
 
+/// Every transfer with every cipher.
+mod ciphers;
+
 use std::cell::RefCell;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::{Command, Stdio};
@@ -9,7 +12,7 @@ use crate::openssh::{self, Master};
 use crate::process::Run;
 use crate::proxy::Proxy;
 use crate::sshd::Sshd;
-use crate::table::{rate, time, Row, Table, Target};
+use crate::table::{rate, time, Row, Table, Target, CLIENTS};
 use crate::worker::Worker;
 use crate::{copy, printer, Outcome};
 
@@ -27,12 +30,17 @@ const CIPHERS: [&str; 3] = [DEFAULT, "aes128-gcm@openssh.com", "chacha20-poly130
 pub struct Sizes {
     only: Vec<String>,
     repeats: usize,
+    /// The same where only the best turn counts.
+    rounds: usize,
     /// `true`s in one sequence.
     sequence: usize,
     bytes: u64,
     long_bytes: u64,
     seconds: f64,
     lines: usize,
+    /// Turns of each candidate of a cipher.
+    #[cfg(feature = "fast-ciphers")]
+    kernel_turns: usize,
     /// Connections held idle, and commands that tick.
     many: usize,
 }
@@ -50,11 +58,14 @@ impl Sizes {
         Ok(Sizes {
             only: only.split_whitespace().map(str::to_owned).collect(),
             repeats: pick("BENCH_REPEATS", 5, 1)?.max(1) as usize,
+            rounds: pick("BENCH_REPEATS", 3, 1)?.max(1) as usize,
             sequence: if in_earnest { 40 } else { 3 },
             bytes: pick("BENCH_MIB", 256, 4)? * MIB,
             long_bytes: pick("BENCH_LONG_MIB", 1024, 8)? * MIB,
             seconds: pick("BENCH_SECONDS", 5, 1)? as f64,
             lines: pick("BENCH_LINES", 5_000_000, 40_000)? as usize,
+            #[cfg(feature = "fast-ciphers")]
+            kernel_turns: if in_earnest { 40 } else { 1 },
             many: if in_earnest { 100 } else { 4 },
         })
     }
@@ -67,6 +78,9 @@ pub struct Bench {
     server: Sshd,
     python: String,
     table: Table,
+    ciphers: Table,
+    #[cfg(feature = "fast-ciphers")]
+    kernel: Table,
 }
 
 impl Bench {
@@ -74,12 +88,21 @@ impl Bench {
     pub fn new(sizes: Sizes) -> Outcome<Bench> {
         // A plain login shell: what a shell does before it runs `true` is not the subject.
         let server = Sshd::builder().login_shell("/bin/sh").option("MaxSessions 100").start()?;
-        Ok(Bench { sizes, server, python: find_paramiko()?, table: Table::default() })
+        let (table, ciphers) = (Table::new(&CLIENTS), Table::new(&ciphers::COLUMNS));
+        Ok(Bench {
+            sizes,
+            server,
+            python: find_paramiko()?,
+            table,
+            ciphers,
+            #[cfg(feature = "fast-ciphers")]
+            kernel: Table::new(&crate::kernel::COLUMNS),
+        })
     }
 
     /// All sections.
-    pub fn run(mut self) -> Outcome<Table> {
-        let sections: [(&str, Section); 10] = [
+    pub fn run(mut self) -> Outcome<Vec<Table>> {
+        let sections: &[(&str, Section)] = &[
             ("links", Bench::links),
             ("login", Bench::login),
             ("commands", Bench::commands),
@@ -87,6 +110,9 @@ impl Bench {
             ("download", Bench::downloads),
             ("upload", Bench::uploads),
             ("long", Bench::long_download),
+            ("ciphers", Bench::ciphers),
+            #[cfg(feature = "fast-ciphers")]
+            ("cipher-kernel", Bench::kernel),
             ("tickers", Bench::tickers),
             ("idle", Bench::idle),
             ("printer", Bench::lines),
@@ -96,7 +122,12 @@ impl Bench {
                 section(&mut self)?;
             }
         }
-        Ok(self.table)
+        Ok(vec![
+            self.table,
+            self.ciphers,
+            #[cfg(feature = "fast-ciphers")]
+            self.kernel,
+        ])
     }
 
     fn wants(&self, name: &str) -> bool {
@@ -147,6 +178,7 @@ impl Bench {
                 ("ssh", Box::new(|| Ok(Run::of(openssh::time(openssh::ssh(server, port, None)?.arg("true"))?)))),
                 ("paramiko", Box::new(|| paramiko.ask(&task))),
             ],
+            median,
         )?;
         let target = at_most("0.6 x ssh2", took.of("threadline") / took.of("ssh2"), 0.6);
         self.table.push(took.row("login and `true`", |run| time(run.seconds)).target(target));
@@ -177,13 +209,13 @@ impl Bench {
     }
 
     /// What everybody does on a connection that is up and has run commands before.
-    fn on_one_connection(&self, how: &str, n: usize, port: u16, round_trip: Duration) -> Outcome<Medians> {
+    fn on_one_connection(&self, how: &str, n: usize, port: u16, round_trip: Duration) -> Outcome<Taken> {
         let (mut ours, mut plain, mut paramiko) = (self.ours()?, self.plain()?, self.paramiko()?);
         for worker in [&mut ours, &mut plain, &mut paramiko] {
             worker.ask(&format!("connect {port} default"))?;
             worker.ask("sequence 3")?;
         }
-        let master = Master::start(&self.server, port)?;
+        let master = Master::start(&self.server, port, None)?;
         let task = format!("{how} {n}");
         take_turns(
             self.sizes.repeats,
@@ -194,6 +226,7 @@ impl Bench {
                 ("paramiko", Box::new(|| paramiko.ask(&task))),
                 (ECHO, Box::new(|| echo(round_trip))),
             ],
+            median,
         )
     }
 
@@ -212,7 +245,7 @@ impl Bench {
         Ok(())
     }
 
-    fn on_new_connections(&self, n: usize, port: u16, round_trip: Duration, repeats: usize) -> Outcome<Medians> {
+    fn on_new_connections(&self, n: usize, port: u16, round_trip: Duration, repeats: usize) -> Outcome<Taken> {
         let (mut ours, mut plain, mut paramiko) = (self.ours()?, self.plain()?, self.paramiko()?);
         let (connect, burst) = (format!("connect {port} default"), format!("burst {n}"));
         let fresh = |worker: &mut Worker| worker.ask(&connect).and_then(|_| worker.ask(&burst));
@@ -221,10 +254,11 @@ impl Bench {
             vec![
                 ("threadline", Box::new(|| fresh(&mut ours))),
                 ("ssh2", Box::new(|| fresh(&mut plain))),
-                ("ControlMaster", Box::new(|| Master::start(&self.server, port)?.run_true("burst", n))),
+                ("ControlMaster", Box::new(|| Master::start(&self.server, port, None)?.run_true("burst", n))),
                 ("paramiko", Box::new(|| fresh(&mut paramiko))),
                 (ECHO, Box::new(|| echo(round_trip))),
             ],
+            median,
         )
     }
 
@@ -235,7 +269,8 @@ impl Bench {
         let worker = RefCell::new(self.ours()?);
         worker.borrow_mut().ask(&format!("connect {port} default"))?;
         let ask = |channels: u32| worker.borrow_mut().ask(&format!("download {bytes} {channels}"));
-        let took = take_turns(self.sizes.repeats, vec![("one", Box::new(|| ask(1))), ("eight", Box::new(|| ask(8)))])?;
+        let took =
+            take_turns(self.sizes.repeats, vec![("one", Box::new(|| ask(1))), ("eight", Box::new(|| ask(8)))], median)?;
         let Some(run) = took.get("eight") else { return Ok(()) };
         let row = Row::new("download over 8 channels at once").cell("threadline", rate(bytes, run.seconds));
         self.table.push(row.target(at_least("0.95 x one channel", took.of("one") / run.seconds, 0.95)));
@@ -270,7 +305,7 @@ impl Bench {
     }
 
     /// Moves so many bytes over one channel of a connection that is up.
-    fn transfer(&self, direction: &str, cipher: &str, port: u16, bytes: u64, repeats: usize) -> Outcome<Medians> {
+    fn transfer(&self, direction: &str, cipher: &str, port: u16, bytes: u64, repeats: usize) -> Outcome<Taken> {
         let (mut ours, mut plain, mut paramiko) = (self.ours()?, self.plain()?, self.paramiko()?);
         let task = |bytes: u64| match direction {
             "download" => format!("download {bytes} 1"),
@@ -280,28 +315,26 @@ impl Bench {
             worker.ask(&format!("connect {port} {cipher}"))?;
         }
         let named = (cipher != DEFAULT).then_some(cipher);
-        let login = openssh::time(openssh::ssh(&self.server, port, named)?.arg("true"))?;
         let mut turns: Vec<(&'static str, Turn)> = vec![
             ("threadline", Box::new(|| ours.ask(&task(bytes)))),
             ("ssh2", Box::new(|| plain.ask(&task(bytes)))),
-            ("ssh", Box::new(|| self.ssh_transfer(direction, named, port, bytes, login))),
+            ("ssh", Box::new(|| self.ssh_transfer(direction, named, port, bytes))),
         ];
         if named.is_none() {
             paramiko.ask(&format!("connect {port} default"))?;
             // It is slow, and a rate is a rate.
             turns.push(("paramiko", Box::new(|| Ok(paramiko.ask(&task(bytes / 8))?.times(8.0)))));
         }
-        take_turns(repeats, turns)
+        take_turns(repeats, turns, median)
     }
 
-    /// A whole `ssh`, less what its login takes.
-    fn ssh_transfer(&self, direction: &str, cipher: Option<&str>, port: u16, bytes: u64, login: f64) -> Outcome<Run> {
-        let mut ssh = openssh::ssh(&self.server, port, cipher)?;
-        let run = match direction {
-            "download" => openssh::watch(ssh.arg(format!("head -c {bytes} /dev/zero")))?,
-            _ => openssh::upload(&mut ssh, bytes)?,
-        };
-        Ok(Run { seconds: run.seconds - login, ..run })
+    /// By an `ssh` of its own.
+    fn ssh_transfer(&self, direction: &str, cipher: Option<&str>, port: u16, bytes: u64) -> Outcome<Run> {
+        let ssh = openssh::ssh(&self.server, port, cipher)?;
+        match direction {
+            "download" => openssh::download(vec![ssh], None, bytes),
+            _ => openssh::upload(ssh, &self.server.dir().join("zeros"), bytes),
+        }
     }
 
     /// How late lines arrive, on a quiet connection and beside one channel that stalls and one that floods.
@@ -362,22 +395,22 @@ type Section = fn(&mut Bench) -> Outcome<()>;
 type Turn<'a> = Box<dyn FnMut() -> Outcome<Run> + 'a>;
 
 /// Lets everybody do the same, one after the other, again and again.
-fn take_turns(repeats: usize, mut turns: Vec<(&'static str, Turn)>) -> Outcome<Medians> {
+fn take_turns(repeats: usize, mut turns: Vec<(&'static str, Turn)>, sum_up: fn(&[Run]) -> Run) -> Outcome<Taken> {
     let mut runs: Vec<Vec<Run>> = turns.iter().map(|_| Vec::new()).collect();
     for _ in 0..repeats {
         for ((_, turn), runs) in turns.iter_mut().zip(&mut runs) {
             runs.push(turn()?);
         }
     }
-    let medians = turns.iter().zip(&runs).map(|((name, _), runs)| (*name, median(runs)));
-    Ok(Medians(medians.collect()))
+    let taken = turns.iter().zip(&runs).map(|((name, _), runs)| (*name, sum_up(runs)));
+    Ok(Taken(taken.collect()))
 }
 
-/// What each client took in the middle of its turns.
+/// What each client took: its turns summed up.
 #[derive(Debug)]
-struct Medians(Vec<(&'static str, Run)>);
+struct Taken(Vec<(&'static str, Run)>);
 
-impl Medians {
+impl Taken {
     fn get(&self, name: &str) -> Option<&Run> {
         self.0.iter().find(|(other, _)| *other == name).map(|(_, run)| run)
     }
@@ -408,6 +441,12 @@ fn median(runs: &[Run]) -> Run {
     }
 }
 
+/// The best of each number by itself, but for the most: another process's moment only ever takes something away.
+fn best(runs: &[Run]) -> Run {
+    let least = |number: fn(&Run) -> f64| runs.iter().map(number).fold(f64::INFINITY, f64::min);
+    Run { seconds: least(|run| run.seconds), cpu: least(|run| run.cpu), ..median(runs) }
+}
+
 /// What else there is to say of a transfer.
 const USAGE: &str = "  client: processor time per GB, peak memory, threads";
 
@@ -432,8 +471,12 @@ fn at_least(of: &str, measured: f64, limit: f64) -> Target {
 
 /// The Python that has paramiko; `.ci/paramiko` makes sure of it.
 fn find_paramiko() -> Outcome<String> {
-    const PROJECT: &str = env!("CARGO_MANIFEST_DIR");
-    let tools = std::env::var("TOOLS").unwrap_or_else(|_| format!("{PROJECT}/target/tools"));
-    openssh::time(Command::new(format!("{PROJECT}/.ci/paramiko")).env("TOOLS", &tools).stdin(Stdio::null()))?;
+    let (tools, script) = (tools(), concat!(env!("CARGO_MANIFEST_DIR"), "/.ci/paramiko"));
+    openssh::time(Command::new(script).env("TOOLS", &tools).stdin(Stdio::null()))?;
     Ok(format!("{tools}/paramiko/bin/python3"))
+}
+
+/// Where tools of the build's own are.
+fn tools() -> String {
+    std::env::var("TOOLS").unwrap_or_else(|_| concat!(env!("CARGO_MANIFEST_DIR"), "/target/tools").to_owned())
 }

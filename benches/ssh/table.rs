@@ -1,8 +1,8 @@
-//! The table: rows of cells and the targets that were set, printed as Markdown.
+//! The tables: rows of cells and the targets that were set, printed as Markdown.
 
 use std::fmt;
 
-/// The clients, in the order of the columns.
+/// The clients, in the order of the columns, of the table of everything but ciphers.
 pub const CLIENTS: [&str; 5] = ["threadline", "ssh2", "ssh", "ControlMaster", "paramiko"];
 
 /// What was to be reached, what was, and whether that is enough.
@@ -12,7 +12,7 @@ pub type Target = (String, String, bool);
 #[derive(Debug)]
 pub struct Row {
     what: String,
-    cells: [String; CLIENTS.len()],
+    cells: Vec<(String, String)>,
     target: [String; 3],
 }
 
@@ -22,12 +22,14 @@ impl Row {
         Row { what: what.into(), cells: Default::default(), target: Default::default() }
     }
 
-    /// Puts a client's number in.
+    /// Puts a client's number in; it is shown where the table has a column for it.
     pub fn cell(mut self, client: &str, value: impl Into<String>) -> Row {
-        if let Some(column) = CLIENTS.iter().position(|name| *name == client) {
-            self.cells[column] = value.into();
-        }
+        self.cells.push((client.to_owned(), value.into()));
         self
+    }
+
+    fn get(&self, client: &str) -> Option<&str> {
+        self.cells.iter().find(|(name, _)| name == client).map(|(_, value)| value.as_str())
     }
 
     /// Puts the target in.
@@ -35,30 +37,59 @@ impl Row {
         self.target = [target, measured, if reached { "yes" } else { "**no**" }.to_owned()];
         self
     }
+
+    /// The same, if there is one.
+    pub fn target_if(self, target: Option<Target>) -> Row {
+        match target {
+            Some(target) => self.target(target),
+            None => self,
+        }
+    }
 }
 
-/// All rows.
-#[derive(Debug, Default)]
+/// All rows, and what is to be said below them.
+#[derive(Debug)]
 pub struct Table {
+    columns: &'static [&'static str],
     rows: Vec<Row>,
+    notes: Vec<String>,
 }
 
 impl Table {
+    /// A table without rows yet.
+    pub fn new(columns: &'static [&'static str]) -> Table {
+        Table { columns, rows: Vec::new(), notes: Vec::new() }
+    }
+
+    /// Whether there is nothing to show.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// Adds a sentence below the table, and shows it on stderr.
+    pub fn note(&mut self, text: impl Into<String>) {
+        let text = text.into();
+        eprintln!("{text}");
+        self.notes.push(text);
+    }
+
     /// Appends a row, and shows it on stderr: a run takes minutes.
     pub fn push(&mut self, row: Row) {
-        let cells = CLIENTS.iter().zip(&row.cells).filter(|(_, cell)| !cell.is_empty());
-        let cells: Vec<String> = cells.map(|(client, cell)| format!("{client} {cell}")).collect();
+        let cells = self.columns.iter().filter_map(|column| Some(format!("{column} {}", row.get(column)?)));
+        let cells: Vec<String> = cells.collect();
         eprintln!("{}: {} {}", row.what, cells.join(", "), row.target.join(" "));
         self.rows.push(row);
     }
 
     fn lines(&self) -> Vec<Vec<String>> {
         let mut head = vec![String::new()];
-        head.extend(CLIENTS.map(str::to_owned));
-        head.extend(["target", "measured", "reached"].map(str::to_owned));
+        head.extend(self.columns.iter().map(|column| (*column).to_owned()));
+        let targets = self.rows.iter().any(|row| !row.target[0].is_empty());
+        let shown = if targets { 3 } else { 0 };
+        head.extend(["target", "measured", "reached"][..shown].iter().map(|name| (*name).to_owned()));
         let rows = self.rows.iter().map(|row| {
-            let cells = row.cells.iter().chain(&row.target).cloned();
-            std::iter::once(row.what.clone()).chain(cells).collect()
+            let cells = self.columns.iter().map(|column| row.get(column).unwrap_or_default().to_owned());
+            std::iter::once(row.what.clone()).chain(cells).chain(row.target[..shown].to_vec()).collect()
         });
         std::iter::once(head).chain(rows).collect()
     }
@@ -76,6 +107,9 @@ impl fmt::Display for Table {
                 let rules = widths.iter().map(|&width| "-".repeat(width.max(1)));
                 writeln!(f, "|-{}-|", rules.collect::<Vec<_>>().join("-|-"))?;
             }
+        }
+        if !self.notes.is_empty() {
+            writeln!(f, "\n{}", self.notes.join("\n"))?;
         }
         Ok(())
     }

@@ -3,7 +3,7 @@
 //! most threads so far; or with `error` and why.
 
 use std::io::{BufRead, BufReader, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::thread;
 use std::time::Duration;
@@ -52,6 +52,11 @@ impl Worker {
         Worker::start(server, "paramiko", command)
     }
 
+    /// Starts the Go program, built from `benches/go`.
+    pub fn go(server: &Sshd, program: &Path) -> Outcome<Worker> {
+        Worker::start(server, "Go", Command::new(program))
+    }
+
     fn start(server: &Sshd, name: &'static str, mut command: Command) -> Outcome<Worker> {
         command.arg(server.user()).arg(server.identity()).arg(server.dir());
         let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
@@ -93,6 +98,7 @@ pub fn serve(arguments: &[String]) -> Outcome<()> {
     let account = Account { user: user.clone(), identity: identity.into(), dir: dir.into() };
     let mut client: Box<dyn Client> = match name.as_str() {
         "threadline" => Box::new(Ours::new(account)),
+        // No threadline in this process: what threadline puts into libssh2's tables is process-wide.
         _ => Box::new(Plain::new(account)),
     };
     for line in std::io::stdin().lines() {

@@ -34,6 +34,10 @@ const TURN_PACKETS: usize = 1024;
 /// A reader that waits is woken when this much is queued for it, else at the end of the turn: waking it for every
 /// packet costs more system calls than receiving the packet.
 const WAKE_BYTES: u64 = 128 * 1024;
+/// Packets with at least this much data are a part of something long.
+const BULK_PACKET: usize = 16 * 1024;
+/// How long a reader of such a thing may wait for more than one of them: a wake-up costs as much as decrypting a packet.
+const WAKE_DELAY: Duration = Duration::from_micros(50);
 /// Data is given to libssh2 while less than this is unsent; more would only wait in our buffer.
 const UNSENT_HIGH: usize = 512 * 1024;
 /// Data given to libssh2 in one turn.
@@ -62,6 +66,10 @@ pub(crate) struct EventLoop {
     sendable: VecDeque<Token>,
     /// Pipes whose readers are to be woken.
     waking: Vec<Arc<Pipe>>,
+    /// By when those have to be woken, if all of them read something long.
+    wake_at: Option<Instant>,
+    /// One of them must not wait for more.
+    wake_now: bool,
     /// Channels whose writer waits for the flush; where the EOF ends in what goes out, once it is there.
     flushing: Vec<(Token, Option<u64>)>,
     /// Channels that want credit which the memory limit withholds.
@@ -130,6 +138,8 @@ impl EventLoop {
             sessions: Sessions::new(config.spare_channel),
             sendable: VecDeque::new(),
             waking: Vec::new(),
+            wake_at: None,
+            wake_now: false,
             flushing: Vec::new(),
             withheld: Vec::new(),
             graces: BTreeSet::new(),

@@ -20,6 +20,8 @@ mod examples;
 mod fixtures;
 /// Servers that break the rules, and networks that break packets.
 mod hostile;
+/// Servers of other makers, with each cipher.
+mod interop;
 /// A TCP proxy that delays, slows, splits, falsifies, stalls and cuts.
 mod proxy;
 /// An SSH server that misbehaves as told.
@@ -28,6 +30,8 @@ mod rogue;
 mod rogue_fixture;
 /// The seam to libssh2: faults injected, other users of libssh2 beside us.
 mod seam;
+/// OpenSSH, Dropbear, asyncssh, paramiko and russh, thrown away afterwards.
+mod servers;
 /// Interactive shells on pseudo-terminals.
 mod shell;
 /// The throw-away sshd, the same that `threadline demo` starts.

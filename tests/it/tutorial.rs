@@ -17,6 +17,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::examples::{at_home, example, lines_of, Printed};
 use crate::sshd::Sshd;
+use crate::util::tool;
 
 /// How late a line may be printed.
 const LATENESS: Duration = Duration::from_millis(150);
@@ -25,19 +26,10 @@ const PERFORMANCES: usize = 3;
 /// One of the Python programs, ready to run.
 fn python(name: &str, server: &Sshd) -> Command {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/tutorial").join(name).with_extension("py");
-    let mut command = at_home(server, interpreter());
+    let mut command = at_home(server, tool("paramiko/bin/python3", "paramiko"));
     // -u: print what is printed at once, though it goes into a pipe. -B: leave nothing beside the sources.
     command.arg("-uB").arg(source).args([server.host(), &server.port().to_string(), server.user()]);
     command
-}
-
-/// The Python that has paramiko.
-fn interpreter() -> PathBuf {
-    let default = concat!(env!("CARGO_MANIFEST_DIR"), "/target/tools");
-    let tools = std::env::var_os("TOOLS").map_or_else(|| default.into(), PathBuf::from);
-    let python = tools.join("paramiko/bin/python3");
-    assert!(python.exists(), "paramiko is not installed at {}; `make deps` does it", python.display());
-    python
 }
 
 fn texts(lines: &[Printed]) -> Vec<String> {

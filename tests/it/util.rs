@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::panic;
+use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
@@ -88,6 +89,16 @@ pub fn alone(test: &str, patience: Duration, body: impl FnOnce() + Send + 'stati
     let output = output_within(patience * 2, Command::new(this).args(arguments).env(MARK, test));
     let said = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
     assert!(said.contains("1 passed"), "{test} in a process of its own ({}):\n{said}", output.status);
+}
+
+/// A file that `make deps` makes below $TOOLS. `what` it is, the test says when it is not there.
+#[track_caller]
+pub fn tool(path: &str, what: &str) -> PathBuf {
+    let default = concat!(env!("CARGO_MANIFEST_DIR"), "/target/tools");
+    let tools = std::env::var_os("TOOLS").map_or_else(|| default.into(), PathBuf::from);
+    let file = tools.join(path);
+    assert!(file.exists(), "{what} is not installed at {}; `make deps` does it", file.display());
+    file
 }
 
 /// The names of this process's threads.

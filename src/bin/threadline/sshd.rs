@@ -590,7 +590,11 @@ fn host_key_path(dir: &Path, kind: &str) -> PathBuf {
     dir.join(format!("host_{kind}"))
 }
 
-fn make_key(path: &Path, arguments: &[&str]) -> io::Result<()> {
+/// Makes a key pair with ssh-keygen.
+///
+/// # Errors
+/// When ssh-keygen is missing or fails, with what it said.
+pub fn make_key(path: &Path, arguments: &[&str]) -> io::Result<()> {
     let keygen = Command::new("ssh-keygen").arg("-q").args(arguments).arg("-f").arg(path).stdin(Stdio::null()).output();
     let output =
         keygen.map_err(|error| context(error, "ssh-keygen (`apt-get install openssh-client` or `make deps`)"))?;
@@ -616,7 +620,11 @@ fn find_sshd() -> io::Result<PathBuf> {
     })
 }
 
-fn find_nss_wrapper() -> io::Result<PathBuf> {
+/// The library that answers the user database from files of ours.
+///
+/// # Errors
+/// When it is not installed.
+pub fn find_nss_wrapper() -> io::Result<PathBuf> {
     let architectures = fs::read_dir("/usr/lib").into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
     let mut places = ["/usr/lib", "/usr/lib64"].into_iter().map(PathBuf::from).chain(architectures);
     places.find_map(|place| Some(place.join("libnss_wrapper.so")).filter(|file| file.is_file())).ok_or_else(|| {

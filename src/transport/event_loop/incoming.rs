@@ -9,32 +9,46 @@ use super::super::message::{AtLimit, Token};
 use super::super::packet::Incoming;
 use super::super::pipe::Credit;
 use super::entry::{begin, prepare, Asked, Entry, Owner, Stage};
-use super::{EventLoop, GlobalWaiter, MIN_WINDOW, TURN_BYTES, TURN_PACKETS, WAKE_BYTES};
+use super::{EventLoop, GlobalWaiter, BULK_PACKET, MIN_WINDOW, TURN_BYTES, TURN_PACKETS, WAKE_BYTES, WAKE_DELAY};
 use crate::connection::{ChannelId, Event, OpenFailure};
 use crate::error::{escape, Error, Result, Stream};
 use crate::exit_status::{ExitSignal, ExitStatus};
 
 impl EventLoop {
     pub(super) fn receive(&mut self) -> Result<()> {
-        if !self.packets.must_read() {
-            return Ok(());
-        }
-        self.packets.socket(|s| s.allow(TURN_BYTES));
-        for _ in 0..TURN_PACKETS {
-            match self.packets.receive()? {
-                Incoming::Payload(payload) => self.payload(payload)?,
-                Incoming::Empty | Incoming::Later => break,
+        if self.packets.must_read() {
+            self.packets.socket(|s| s.allow(TURN_BYTES));
+            for _ in 0..TURN_PACKETS {
+                match self.packets.receive()? {
+                    Incoming::Payload(payload) => self.payload(payload)?,
+                    Incoming::Empty | Incoming::Later => break,
+                }
             }
         }
-        self.wake_readers();
+        self.wake_readers_in_time();
         Ok(())
     }
 
-    /// Wakes those for whom something was queued. At the connection's end everybody is woken anyway.
+    /// Wakes those for whom something was queued, at the latest a moment after it came.
+    fn wake_readers_in_time(&mut self) {
+        if self.waking.is_empty() {
+            self.wake_now = false;
+            return;
+        }
+        let now = Instant::now();
+        let at = *self.wake_at.get_or_insert(now + WAKE_DELAY);
+        if self.wake_now || at <= now {
+            self.wake_readers();
+        }
+    }
+
+    /// At the connection's end everybody is woken anyway.
     fn wake_readers(&mut self) {
         for pipe in self.waking.drain(..) {
             pipe.wake_readers();
         }
+        self.wake_at = None;
+        self.wake_now = false;
     }
 
     pub(super) fn payload(&mut self, payload: Vec<u8>) -> Result<()> {
@@ -60,6 +74,7 @@ impl EventLoop {
         if credit.wake {
             self.waking.push(Arc::clone(&entry.pipe));
         }
+        self.wake_now |= len < BULK_PACKET;
         // All windows together stay within the memory limit: their readers may stop at the same time.
         if ought_to_grow && self.spoken_for() + more <= self.config.memory_limit {
             if let Some(entry) = self.entries.get_mut(&token) {
@@ -77,6 +92,7 @@ impl EventLoop {
         let Some(entry) = self.entries.get(token) else { return };
         entry.pipe.eof();
         self.waking.push(Arc::clone(&entry.pipe));
+        self.wake_now = true;
     }
 
     pub(super) fn event(&mut self, event: Event<'_>) {

@@ -102,6 +102,7 @@ impl EventLoop {
             liveness,
             ending,
             self.packets.exchange_deadline(self.config.exchange_timeout),
+            self.wake_at,
             self.graces.first().map(|&(at, _)| at),
             self.sessions.next_review(),
             self.sessions.next_try(),
