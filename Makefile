@@ -15,7 +15,7 @@ ASAN_TESTS ?=
 FUZZ_SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help deps demo test test-user test-asan lint doc bench fuzz deny msrv slim vendored \
+.PHONY: help deps demo test test-user test-asan lint doc bench fuzz deny msrv slim vendored builds \
         docker-up docker-test docker-down ci
 
 help: ## list the tasks
@@ -41,6 +41,7 @@ test-asan: ## run the unit tests and ASAN_TESTS under valgrind's memcheck
 
 lint: ## formatting, clippy and shellcheck; no warnings allowed
 	$(CARGO) fmt --all --check
+	$(CARGO) fmt --manifest-path tests/downstream/Cargo.toml --all --check
 	$(CARGO) clippy --locked --all-targets --features _faults -- -D warnings
 	$(CARGO) clippy --locked --lib --examples --no-default-features -- -D warnings
 	@.ci/shellcheck
@@ -67,6 +68,10 @@ slim: ## build the library alone and prove that the tool's crates stay out
 vendored: ## build with OpenSSL from source
 	@.ci/vendored
 
+builds: ## build and run in each way a user might: profiles, linkers, libraries for C, beside git2
+	@.ci/deps all
+	@.ci/builds
+
 docker-up: ## start three hosts in containers
 	@docker/hosts up
 
@@ -85,6 +90,7 @@ ci: ## everything a change has to pass
 	@.ci/step deny $(MAKE) deny
 	@.ci/step msrv $(MAKE) msrv
 	@.ci/step vendored $(MAKE) vendored
+	@.ci/step builds $(MAKE) builds
 	@.ci/step docker-test docker/hosts ci
 	@.ci/step test-user $(MAKE) test-user
 	@.ci/step --last test $(MAKE) test

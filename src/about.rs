@@ -30,6 +30,11 @@ pub fn versions() -> Versions {
 /// Checks that the bundled libssh2 takes the method through which this library sees its packets; connecting does the
 /// same. Does not block.
 ///
+/// ```
+/// threadline::check_seam()?;
+/// # Ok::<(), threadline::Error>(())
+/// ```
+///
 /// # Errors
 ///
 /// [`Error::Internal`]: no connection is possible in this process, for the reason given.
