@@ -324,7 +324,9 @@ mod quote;
 mod shell;
 mod transport;
 
-pub use about::{agent_keys, check_seam, known_hosts_files, versions, AgentKey, Versions};
+pub use about::{
+    agent_keys, check_seam, ciphers, known_hosts_files, processor_has_aes, versions, AgentKey, CipherInfo, Versions,
+};
 pub use channel::{ChildStderr, ChildStdin, ChildStdout, Control, OnDrop};
 pub use child::{Child, Line, Output, OutputLines};
 pub use client::{Client, ClientBuilder};
@@ -342,6 +344,7 @@ pub use printer::{
     BATCHES_PER_SOURCE, DEFAULT_PATIENCE, DEFAULT_QUEUE,
 };
 pub use shell::{Pty, Shell, TerminalMode};
+pub use transport::cipher::Implementation;
 #[cfg(feature = "_faults")]
 #[doc(hidden)]
 pub use transport::fault::Fault;

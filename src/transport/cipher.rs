@@ -170,6 +170,12 @@ pub(crate) fn in_use() -> Vec<(String, Implementation)> {
     found
 }
 
+/// Whose code is behind the cipher of this name.
+pub(crate) fn implementation(name: &str) -> Implementation {
+    let found = in_use().into_iter().find(|(known, _)| known == name);
+    found.map_or(Implementation::Other, |(_, whose)| whose)
+}
+
 fn whose(method: &CryptMethod) -> Implementation {
     let address = |f: Option<CryptFn>| f.map_or(0, |f| f as usize);
     let crypt = address(method.crypt);
