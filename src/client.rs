@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use zeroize::Zeroizing;
 
 use crate::connect::auth::{authenticate, Credentials};
-use crate::connect::handshake::{handshake, Algorithms, Deadline, Handshake, Preferences};
+use crate::connect::handshake::{check_names, handshake, Algorithms, Deadline, Handshake, Preferences};
 use crate::connect::host_key::{self, KnownHosts};
 use crate::connect::key_file;
 use crate::connect::tcp::{self, TcpLimits};
@@ -396,13 +396,16 @@ impl ClientBuilder {
         self
     }
 
-    /// Key exchange algorithms to offer, best first. The default is libssh2's order.
+    /// Key exchange algorithms to offer, best first. The default is libssh2's order. A name that is not known makes
+    /// [`connect`](ClientBuilder::connect) fail with the names that are; so it is for ciphers, MACs and host keys.
     pub fn kex_algorithms<S: Into<String>>(mut self, names: impl IntoIterator<Item = S>) -> Self {
         self.preferences.kex = names.into_iter().map(Into::into).collect();
         self
     }
 
-    /// Ciphers to offer, best first. The default is libssh2's order.
+    /// Ciphers to offer, best first. [`ciphers`](crate::ciphers()) says which there are and which are offered by
+    /// default: AES-GCM, chacha20-poly1305, then AES-CTR; chacha20-poly1305 first where the processor has no
+    /// instructions for AES, or without the feature `fast-ciphers`. AES-CBC is offered only when named here.
     pub fn ciphers<S: Into<String>>(mut self, names: impl IntoIterator<Item = S>) -> Self {
         self.preferences.ciphers = names.into_iter().map(Into::into).collect();
         self
@@ -426,8 +429,8 @@ impl ClientBuilder {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidTarget`], [`Error::Resolve`], [`Error::Connect`], [`Error::Handshake`], [`Error::HostKey`],
-    /// [`Error::Auth`], and [`Error::Timeout`] with the phase that took too long.
+    /// [`Error::InvalidTarget`], [`Error::InvalidInput`] for an algorithm that nobody knows, [`Error::Resolve`],
+    /// [`Error::Connect`], [`Error::Handshake`], [`Error::HostKey`], [`Error::Auth`], and [`Error::Timeout`] with the phase that took too long.
     pub fn connect(mut self) -> Result<Client> {
         let target = self.target.clone()?;
         let host = HostName::new(&target.host, self.port.or(target.port).unwrap_or(DEFAULT_PORT));
@@ -481,6 +484,7 @@ impl ClientBuilder {
         known: &KnownHosts,
         total: Option<Deadline>,
     ) -> Result<Handshake> {
+        check_names(packets, &self.preferences)?;
         let mut preferences = self.preferences.clone();
         if preferences.host_keys.is_empty() {
             preferences.host_keys = host_key::algorithms(known, host).into_iter().map(str::to_owned).collect();

@@ -282,6 +282,30 @@
 //! A server allows so many sessions on a connection (sshd's MaxSessions, 10 by default). A command that finds none free
 //! waits for one of yours to end, unless [`AtLimit`] says otherwise.
 //!
+//! # Ciphers
+//!
+//! AES-GCM is offered first where the processor has instructions for AES, chacha20-poly1305 elsewhere; AES-CBC only when
+//! [named](ClientBuilder::ciphers). With the feature `fast-ciphers` a packet is encrypted by one call of OpenSSL's,
+//! where libssh2 makes one for every 16 bytes. [`ciphers`] looks at what is in place and says whose code is behind each
+//! cipher, [`Client::algorithms`] says it of a connection:
+//!
+//! ```
+//! use threadline::Implementation;
+//!
+//! for cipher in threadline::ciphers().iter().filter(|cipher| cipher.rank.is_some()) {
+//!     println!("{} by {}", cipher.name, cipher.implementation);
+//!     if cfg!(feature = "fast-ciphers") {
+//!         assert_eq!(cipher.implementation, Implementation::Threadline);
+//!     }
+//! }
+//! ```
+//!
+//! The feature stores methods in libssh2's table of ciphers, once, before the first connection. That table belongs to
+//! the process: another user of libssh2 in it, such as `git2` with ssh, gets them too, from then on, and at the next key
+//! exchange of a session that it has already. They do what libssh2's own do. A program that does not want this takes
+//! `default-features = false` and the features that it wants, without this one. Then one thing is still stored, a guard
+//! around libssh2's own functions, against packets whose length would end the whole process.
+//!
 //! # Your development builds
 //!
 //! libssh2 is C, and cargo compiles it with your profile. These two lines in your `Cargo.toml` keep your debug builds
@@ -296,7 +320,8 @@
 //!
 //! | feature | default | what it is for |
 //! |---|---|---|
-//! | `cli` | yes | what only the `threadline` tool needs: a library takes `default-features = false` |
+//! | `cli` | yes | what only the `threadline` tool needs: a library takes `default-features = false, features = ["fast-ciphers"]` |
+//! | `fast-ciphers` | yes | encrypts a packet a call: [ciphers](#ciphers), and what it does to another user of libssh2 |
 //! | `vendored-openssl` | no | builds OpenSSL from source instead of linking the system's |
 //!
 //! What happens is told to the [`log`] crate: connections at info, channels and their stages at debug. Never a secret.
@@ -324,7 +349,9 @@ mod quote;
 mod shell;
 mod transport;
 
-pub use about::{agent_keys, check_seam, known_hosts_files, versions, AgentKey, Versions};
+pub use about::{
+    agent_keys, check_seam, ciphers, known_hosts_files, processor_has_aes, versions, AgentKey, CipherInfo, Versions,
+};
 pub use channel::{ChildStderr, ChildStdin, ChildStdout, Control, OnDrop};
 pub use child::{Child, Line, Output, OutputLines};
 pub use client::{Client, ClientBuilder};
@@ -342,6 +369,7 @@ pub use printer::{
     BATCHES_PER_SOURCE, DEFAULT_PATIENCE, DEFAULT_QUEUE,
 };
 pub use shell::{Pty, Shell, TerminalMode};
+pub use transport::cipher::Implementation;
 #[cfg(feature = "_faults")]
 #[doc(hidden)]
 pub use transport::fault::Fault;

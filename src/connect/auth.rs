@@ -13,6 +13,7 @@ use super::handshake::{drive, session_call, Deadline, Failure};
 use super::host_key::fingerprint;
 use super::key_file::{self, KeyFile};
 use crate::error::{escape, AuthAttempt, AuthError, Error, Phase, Result};
+use crate::transport::cipher;
 use crate::transport::packet::Packets;
 
 /// Asked for the passphrase of a key file.
@@ -154,13 +155,16 @@ impl Attempts<'_> {
         if let Some(blob) = &file.public {
             self.tried_keys.insert(blob.clone());
         }
-        let user = self.user;
+        let (user, encrypted) = (self.user, file.encrypted);
+        let ciphers: Vec<_> = cipher::in_use().into_iter().map(|(name, _)| name).collect();
+        let (text, passphrase) = match file.for_libssh2(passphrase, &ciphers) {
+            Ok(both) => both,
+            Err(outcome) => return self.noted("publickey", with, outcome),
+        };
         let outcome = drive(self.packets, self.deadline, |p| {
-            session_call(p, |s| {
-                s.userauth_pubkey_memory(user, None, &file.text, passphrase.as_deref().map(String::as_str))
-            })
+            session_call(p, |s| s.userauth_pubkey_memory(user, None, &text, passphrase.as_deref().map(String::as_str)))
         });
-        self.key_outcome(outcome, with, file.encrypted)
+        self.key_outcome(outcome, with, encrypted)
     }
 
     fn passphrase(
@@ -185,7 +189,7 @@ impl Attempts<'_> {
         let told = match outcome {
             Ok(()) => return Ok(Some(AuthAttempt::new("publickey", with, ACCEPTED))),
             Err(Failure::Code(-18 | -19, _)) => "refused by the server".into(),
-            Err(Failure::Code(-16 | -48, _)) if encrypted => "wrong passphrase, or the file is damaged".into(),
+            Err(Failure::Code(-16 | -48, _)) if encrypted => key_file::WRONG_PASSPHRASE.into(),
             Err(Failure::Code(-16 | -48, words)) => format!("the file holds no usable key ({})", escape(&words)),
             Err(Failure::Code(-17, _)) => "the key's type is not supported with this server".into(),
             Err(Failure::Code(code, words)) => format!("{} ({code})", escape(&words)),

@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 use ssh2::{ErrorCode, MethodType, Session};
 
 use super::host_key::HostKey;
+use super::offer::{self, Lists};
 use crate::error::{escape, Error, Phase, Result};
+use crate::transport::cipher::{self, Implementation};
 use crate::transport::packet::Packets;
 use crate::transport::wake;
 use crate::transport::{instant_after, EAGAIN};
@@ -37,7 +39,7 @@ impl Deadline {
 }
 
 /// The algorithms that a connection uses, by their SSH names. Client to server is "out".
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Algorithms {
     /// Key exchange.
@@ -48,13 +50,17 @@ pub struct Algorithms {
     pub cipher_out: String,
     /// Cipher, server to client.
     pub cipher_in: String,
+    /// Whose code encrypts what we send.
+    pub cipher_out_by: Implementation,
+    /// Whose code decrypts what we receive.
+    pub cipher_in_by: Implementation,
     /// MAC, client to server; `INTEGRATED-AES-GCM` or the like where the cipher has its own.
     pub mac_out: String,
     /// MAC, server to client.
     pub mac_in: String,
 }
 
-/// Which algorithms to offer, best first; empty means libssh2's own order.
+/// Which algorithms to offer, best first; empty means the default order: [`offer::ciphers`], and libssh2's for the rest.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Preferences {
     pub kex: Vec<String>,
@@ -147,10 +153,14 @@ pub(crate) fn handshake(
     preferences: &Preferences,
     deadline: Deadline,
 ) -> Result<Handshake> {
-    offer(packets, preferences)?;
+    let mut preferences = preferences.clone();
+    if preferences.ciphers.is_empty() {
+        preferences.ciphers = offer::default_ciphers();
+    }
+    offer(packets, &preferences)?;
     let outcome = drive(packets, deadline, |p| session_call(p, Session::handshake));
     if let Err(failure) = outcome {
-        return Err(explain(packets, host, failure, deadline));
+        return Err(explain(packets, host, &preferences, failure, deadline));
     }
     if !packets.seam_holds() {
         return Err(Error::Internal("libssh2's handshake did not go through our method".into()));
@@ -158,32 +168,61 @@ pub(crate) fn handshake(
     let found = found_out(packets, host)?;
     pin(packets, &found.algorithms);
     log::debug!("{host}: {} speaks {:?}", escape(&found.banner), found.algorithms);
+    let Algorithms { cipher_out, cipher_in, cipher_out_by, cipher_in_by, .. } = &found.algorithms;
+    log::debug!("{host}: sends with {cipher_out} of {cipher_out_by}, receives with {cipher_in} of {cipher_in_by}");
     Ok(found)
 }
 
-fn offer(packets: &mut Packets, preferences: &Preferences) -> Result<()> {
-    let lists = [
+fn methods(preferences: &Preferences) -> [(MethodType, &Vec<String>, &'static str); 6] {
+    [
         (MethodType::Kex, &preferences.kex, "key exchange"),
         (MethodType::HostKey, &preferences.host_keys, "host key"),
         (MethodType::CryptCs, &preferences.ciphers, "cipher"),
         (MethodType::CryptSc, &preferences.ciphers, "cipher"),
         (MethodType::MacCs, &preferences.macs, "MAC"),
         (MethodType::MacSc, &preferences.macs, "MAC"),
-    ];
-    for (method, names, what) in lists {
-        if names.is_empty() {
-            continue;
+    ]
+}
+
+/// Refuses names that libssh2 does not know. It would leave them out itself and say nothing, unless it knows none.
+pub(crate) fn check_names(packets: &mut Packets, preferences: &Preferences) -> Result<()> {
+    for (method, names, what) in methods(preferences) {
+        let known = known(packets, method);
+        let unknown = offer::unknown(names, &known);
+        if !unknown.is_empty() {
+            let them = if unknown.len() == 1 { "" } else { "s" };
+            let (unknown, known) = (escape(&unknown.join("', '")), known.join(", "));
+            return Err(Error::invalid(format!("unknown {what} algorithm{them} '{unknown}'; there are: {known}")));
         }
-        let list = names.join(",");
-        packets.session(|s| s.method_pref(method, &list)).map_err(|_| {
-            let known = packets.session(|s| s.supported_algs(method)).unwrap_or_default().join(", ");
-            Error::invalid(format!("none of the {what} algorithms '{}' is known; there are: {known}", escape(&list)))
-        })?;
     }
     Ok(())
 }
 
-fn explain(packets: &mut Packets, host: &str, failure: Failure, deadline: Deadline) -> Error {
+fn known(packets: &mut Packets, method: MethodType) -> Vec<&'static str> {
+    let all = packets.session(|s| s.supported_algs(method)).unwrap_or_default();
+    all.into_iter().filter(|name| !offer::is_announcement(name)).collect()
+}
+
+fn offer(packets: &mut Packets, preferences: &Preferences) -> Result<()> {
+    for (method, names, what) in methods(preferences) {
+        if names.is_empty() {
+            continue;
+        }
+        let list = names.join(",");
+        packets
+            .session(|s| s.method_pref(method, &list))
+            .map_err(|e| Error::Internal(format!("libssh2 refuses the {what} algorithms {list}: {}", e.message())))?;
+    }
+    Ok(())
+}
+
+fn explain(
+    packets: &mut Packets,
+    host: &str,
+    preferences: &Preferences,
+    failure: Failure,
+    deadline: Deadline,
+) -> Error {
     // libssh2 keeps each line that came before the banner in its place.
     let banner = packets.session(|s| s.banner_bytes().is_some_and(|line| line.starts_with(b"SSH-")));
     let phase = if banner { Phase::KeyExchange } else { Phase::Banner };
@@ -195,7 +234,10 @@ fn explain(packets: &mut Packets, host: &str, failure: Failure, deadline: Deadli
         Failure::TimedOut => format!("no banner within {} s", deadline.limit.as_secs_f64()),
         Failure::Ended(error @ Error::ConnectionLost { .. }) => reason_of(&error),
         Failure::Ended(error) => return error,
-        Failure::Code(-5 | -8, words) => format!("{}{}", escape(&words), no_common_algorithm(&words)),
+        Failure::Code(-5 | -8, words) => match nothing_in_common(packets, preferences, &head) {
+            Some(missing) => missing,
+            None => escape(&words),
+        },
         Failure::Code(code, words) if words.is_empty() => format!("libssh2 says {code}"),
         Failure::Code(code, words) => format!("{} ({code})", escape(&words)),
     };
@@ -209,12 +251,16 @@ fn reason_of(error: &Error) -> String {
     }
 }
 
-fn no_common_algorithm(words: &str) -> &'static str {
-    if words.contains("exchang") || words.contains("KEX") || words.is_empty() {
-        "; perhaps the two sides share no algorithm (RFC 4253 §7.1)"
-    } else {
-        ""
-    }
+fn nothing_in_common(packets: &mut Packets, preferences: &Preferences, head: &[u8]) -> Option<String> {
+    let server = Lists::of_server(head)?;
+    let mut list = |method| known(packets, method).into_iter().map(str::to_owned).collect::<Vec<_>>();
+    let known = Lists {
+        kex: list(MethodType::Kex),
+        host_keys: list(MethodType::HostKey),
+        ciphers: [MethodType::CryptCs, MethodType::CryptSc].map(&mut list),
+        macs: [MethodType::MacCs, MethodType::MacSc].map(&mut list),
+    };
+    offer::nothing_in_common(&server, preferences, &known)
 }
 
 /// If the peer has said something that is no SSH banner, says what.
@@ -231,11 +277,14 @@ fn not_ssh(banner: bool, head: &[u8]) -> String {
 fn found_out(packets: &mut Packets, host: &str) -> Result<Handshake> {
     let (algorithms, banner, key) = packets.session(|s| {
         let name = |method| s.methods(method).unwrap_or_default().to_owned();
+        let (cipher_out, cipher_in) = (name(MethodType::CryptCs), name(MethodType::CryptSc));
         let algorithms = Algorithms {
+            cipher_out_by: cipher::implementation(&cipher_out),
+            cipher_in_by: cipher::implementation(&cipher_in),
+            cipher_out,
+            cipher_in,
             kex: name(MethodType::Kex),
             host_key: name(MethodType::HostKey),
-            cipher_out: name(MethodType::CryptCs),
-            cipher_in: name(MethodType::CryptSc),
             mac_out: name(MethodType::MacCs),
             mac_in: name(MethodType::MacSc),
         };

@@ -5,6 +5,7 @@ pub(crate) mod auth;
 pub(crate) mod handshake;
 pub(crate) mod host_key;
 pub(crate) mod key_file;
+pub(crate) mod offer;
 pub(crate) mod target;
 pub(crate) mod tcp;
 

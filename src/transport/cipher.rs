@@ -170,6 +170,12 @@ pub(crate) fn in_use() -> Vec<(String, Implementation)> {
     found
 }
 
+/// Whose code is behind the cipher of this name.
+pub(crate) fn implementation(name: &str) -> Implementation {
+    let found = in_use().into_iter().find(|(known, _)| known == name);
+    found.map_or(Implementation::Other, |(_, whose)| whose)
+}
+
 fn whose(method: &CryptMethod) -> Implementation {
     let address = |f: Option<CryptFn>| f.map_or(0, |f| f as usize);
     let crypt = address(method.crypt);
@@ -391,11 +397,11 @@ unsafe extern "C" fn on_init<const FAMILY: usize>(
                 Cipher::Libssh2 { crypt: original.crypt, context }
             }
         };
-        let length = if private_key != 0 {
-            LengthField::Inside
-        } else {
+        let length = match private_key {
             // SAFETY: libssh2 passes a living session.
-            unsafe { length_field(session, method, encrypt) }
+            0 => unsafe { length_field(session, method, encrypt) },
+            // A private key has no MAC.
+            _ => LengthField::Inside,
         };
         let context = Context {
             magic: MAGIC,
@@ -668,8 +674,12 @@ unsafe extern "C" fn on_dtor<const FAMILY: usize>(session: *mut LIBSSH2_SESSION,
             };
             *slot = ptr::null_mut();
             let mut context = Box::from_raw(ptr::from_mut(context));
-            if let Cipher::Libssh2 { context: theirs, .. } = &mut context.cipher {
-                (original.dtor)(session, theirs);
+            match &mut context.cipher {
+                Cipher::Libssh2 { context: theirs, .. } => {
+                    (original.dtor)(session, theirs);
+                }
+                #[cfg(feature = "fast-ciphers")]
+                _ => {}
             }
         }
         Some(())

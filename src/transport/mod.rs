@@ -41,7 +41,7 @@ use packet::Packets;
 use pipe::{Pipe, Shared};
 use wake::Wake;
 
-pub(crate) use sys::{check_seam, versions, EAGAIN};
+pub(crate) use sys::{check_seam, triple_des, versions, EAGAIN};
 
 /// The thread's stack; only what is used of it takes memory. Key exchanges run on it.
 const STACK: usize = 512 * 1024;

@@ -13,8 +13,9 @@ use rustix::net::{RecvFlags, SendFlags};
 
 /// A peer that floods us before its handshake is over gets no further than this.
 const MAX_BEFORE_AUTH: u64 = 4 * 1024 * 1024;
-/// What the peer said first is kept, for the error that says it is no SSH server.
-const HEAD: usize = 256;
+/// What the peer said first is kept, for the error that says that it is no SSH server, or that it shares no algorithm
+/// with us: banner and KEXINIT take one or two thousand bytes.
+const HEAD: usize = 16 * 1024;
 
 /// How the incoming side ended.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -778,5 +778,7 @@ impl std::fmt::Debug for RawSession {
     }
 }
 
+pub(crate) mod triple_des;
+
 #[cfg(test)]
 mod tests;

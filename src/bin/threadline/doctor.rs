@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::process::{getrlimit, Resource};
-use threadline::Client;
+use threadline::{Client, Implementation};
 
 use crate::connect::{self, NotConnected};
 use crate::report::{self, escape, Failure};
@@ -18,6 +18,13 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const ROUND_TRIPS: usize = 5;
 /// The exit code when the host cannot be reached.
 const NOT_CONNECTED: u8 = 255;
+
+/// Whether this program has whole-packet ciphers of its own.
+const FAST: bool = cfg!(feature = "fast-ciphers");
+/// What is to be said when a method is neither libssh2's nor ours.
+const OTHERS: &str =
+    "WARNING: somebody else in this process has put methods of their own into libssh2's table; whether \
+     they encrypt well is not known here";
 
 /// Whom to look at besides this machine.
 #[derive(Debug, Clone)]
@@ -68,6 +75,7 @@ fn machine(page: &mut Page) {
     page.line("libssh2", format!("{} ({seam})", versions.libssh2));
     page.line("OpenSSL", &versions.openssl);
     page.line("processor", processor());
+    ciphers(page);
     page.line("open files", limit(Resource::Nofile, "each connection takes 2"));
     page.line("threads", limit(Resource::Nproc, "each connection and each command shown as lines takes 1"));
     agent(page);
@@ -77,17 +85,38 @@ fn machine(page: &mut Page) {
 }
 
 fn processor() -> String {
-    let has = |yes: bool| if yes { "yes" } else { "no" };
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    #[cfg(target_arch = "x86_64")]
-    let (aes, carryless) =
-        (std::arch::is_x86_feature_detected!("aes"), std::arch::is_x86_feature_detected!("pclmulqdq"));
-    #[cfg(target_arch = "aarch64")]
-    let (aes, carryless) =
-        (std::arch::is_aarch64_feature_detected!("aes"), std::arch::is_aarch64_feature_detected!("pmull"));
-    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-    let (aes, carryless) = (false, false);
-    format!("{threads} threads at once; AES instructions: {}, for GCM: {}", has(aes), has(carryless))
+    let aes = if threadline::processor_has_aes() { "yes" } else { "no" };
+    format!("{threads} threads at once; AES instructions: {aes}")
+}
+
+fn ciphers(page: &mut Page) {
+    let ciphers = threadline::ciphers();
+    let aes = threadline::processor_has_aes();
+    page.line("fast ciphers", if FAST { "on" } else { "off: built without the feature fast-ciphers" });
+    page.line("ciphers", order_of(ciphers.first().map_or("", |first| &first.name), aes, FAST));
+    for cipher in &ciphers {
+        page.line("", format!("{:<31}{}", cipher.name, described(cipher.implementation, cipher.rank)));
+    }
+    if ciphers.iter().any(|cipher| cipher.implementation == Implementation::Other) {
+        page.line("", OTHERS);
+    }
+}
+
+/// The order, and why it is so.
+fn order_of(first: &str, aes: bool, fast: bool) -> String {
+    let why = match (aes, fast) {
+        (true, true) if first.contains("gcm") => "the processor has AES instructions",
+        (true, true) => "AES-GCM is not this program's own here",
+        (true, false) => "without fast ciphers AES-GCM is slower, whatever the processor has",
+        (false, _) => "the processor has no AES instructions",
+    };
+    format!("as offered, {first} first: {why} (-o Ciphers= names others)")
+}
+
+fn described(implementation: Implementation, rank: Option<usize>) -> String {
+    let when = if rank.is_some() { "" } else { ", offered only when named" };
+    format!("{implementation}{when}")
 }
 
 fn limit(resource: Resource, meaning: &str) -> String {
@@ -140,8 +169,9 @@ fn connection(page: &mut Page, client: &Client, took: Duration) {
     let with = if how.with.is_empty() { String::new() } else { format!(" with {}", escape(&how.with)) };
     page.line("let in by", format!("{}{with}", escape(&how.method)));
     page.line("key exchange", format!("{}, {}", escape(&algorithms.kex), escape(&algorithms.host_key)));
-    page.line("to the host", format!("{}, {}", escape(&algorithms.cipher_out), escape(&algorithms.mac_out)));
-    page.line("from the host", format!("{}, {}", escape(&algorithms.cipher_in), escape(&algorithms.mac_in)));
+    let direction = |cipher: &str, mac: &str, whose| format!("{}, {} (cipher: {whose})", escape(cipher), escape(mac));
+    page.line("to the host", direction(&algorithms.cipher_out, &algorithms.mac_out, algorithms.cipher_out_by));
+    page.line("from the host", direction(&algorithms.cipher_in, &algorithms.mac_in, algorithms.cipher_in_by));
     page.line("round trip", round_trip(client));
 }
 
@@ -157,4 +187,29 @@ fn round_trip(client: &Client) -> String {
 
 fn milliseconds(time: Duration) -> String {
     format!("{:.1} ms", time.as_secs_f64() * 1000.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_order_is_explained() {
+        for (first, aes, fast, why) in [
+            ("aes128-gcm@openssh.com", true, true, "the processor has AES instructions"),
+            ("chacha20-poly1305@openssh.com", false, true, "the processor has no AES instructions"),
+            ("chacha20-poly1305@openssh.com", true, false, "without fast ciphers"),
+            ("chacha20-poly1305@openssh.com", true, true, "AES-GCM is not this program's own"),
+        ] {
+            let text = order_of(first, aes, fast);
+            assert!(text.starts_with(&format!("as offered, {first} first: {why}")), "{text}");
+        }
+    }
+
+    #[test]
+    fn each_cipher_says_whose_it_is_and_when_it_is_offered() {
+        assert_eq!(described(Implementation::Threadline, Some(0)), "threadline");
+        assert_eq!(described(Implementation::Libssh2, None), "libssh2, offered only when named");
+        assert_eq!(described(Implementation::Other, Some(3)), "somebody else's");
+    }
 }

@@ -140,6 +140,93 @@ fn every_kind_of_key_that_ssh_keygen_makes_gets_in() {
     });
 }
 
+/// `ssh -Q cipher`: what `ssh-keygen -Z` takes.
+const KEY_CIPHERS: [&str; 10] = [
+    "3des-cbc",
+    "aes128-cbc",
+    "aes192-cbc",
+    "aes256-cbc",
+    "aes128-ctr",
+    "aes192-ctr",
+    "aes256-ctr",
+    "aes128-gcm@openssh.com",
+    "aes256-gcm@openssh.com",
+    "chacha20-poly1305@openssh.com",
+];
+
+/// A copy of a key that lets us in, encrypted with `cipher` and the passphrase "open sesame".
+fn locked_with(cipher: &str, key: &Path) -> PathBuf {
+    let copy = key.with_extension(cipher.split('@').next().expect("a name"));
+    fs::copy(key, &copy).expect("copied");
+    let path = copy.to_str().expect("a plain name");
+    let change = ["-p", "-P", "", "-N", "open sesame", "-a", "1", "-Z", cipher, "-f", path];
+    super::ssh_keygen(&change, key.parent().expect("a directory"));
+    copy
+}
+
+#[test]
+fn a_key_locked_with_any_cipher_gets_in_and_a_wrong_passphrase_is_told() {
+    within(PATIENCE, || {
+        let server = Sshd::start().expect("sshd");
+        let key = server.add_identity("ed25519", &["-t", "ed25519", "-N", ""]).expect("made");
+        let mut failures = Vec::new();
+        for cipher in KEY_CIPHERS {
+            let copy = locked_with(cipher, &key);
+            let builder = with_key(&server, &copy).passphrase(|_| Some("open sesame".into()));
+            if let Err(error) = builder.connect() {
+                failures.push(format!("{cipher}: {error}"));
+            }
+            let why = refused(with_key(&server, &copy).passphrase(|_| Some("open barley".into())));
+            if why.attempts[0].outcome != "wrong passphrase, or the file is damaged" {
+                failures.push(format!("{cipher}, wrong passphrase: {why}"));
+            }
+        }
+        assert!(failures.is_empty(), "{}", failures.join("\n"));
+    });
+}
+
+#[test]
+fn the_other_kinds_of_keys_open_with_any_cipher_too() {
+    within(PATIENCE, || {
+        let server = Sshd::start().expect("sshd");
+        let keys = [("ecdsa", "256"), ("rsa", "2048")]
+            .map(|(kind, bits)| server.add_identity(kind, &["-t", kind, "-b", bits, "-N", ""]).expect("made"));
+        for (number, cipher) in KEY_CIPHERS.into_iter().enumerate() {
+            let copy = locked_with(cipher, &keys[number % keys.len()]);
+            works(with_key(&server, &copy).passphrase(|_| Some("open sesame".into())));
+        }
+        for key in &keys {
+            for cipher in ["3des-cbc", "aes256-gcm@openssh.com"] {
+                let copy = locked_with(cipher, key);
+                works(with_key(&server, &copy).passphrase(|_| Some("open sesame".into())));
+            }
+        }
+    });
+}
+
+#[test]
+fn a_key_locked_with_an_unknown_cipher_says_how_to_change_it() {
+    within(PATIENCE, || {
+        let server = Sshd::start().expect("sshd");
+        let key = server.dir().join("unknown");
+        // PROTOCOL.key, as far as it is in the clear.
+        let mut bytes = b"openssh-key-v1\0".to_vec();
+        for string in [b"blowfish-cbc".as_slice(), b"bcrypt", b"", b"\0\0\0\x01", b"public"] {
+            if string != b"\0\0\0\x01" {
+                bytes.extend(u32::try_from(string.len()).expect("short").to_be_bytes());
+            }
+            bytes.extend(string);
+        }
+        let body = crate::rogue::base64(&bytes);
+        let text = format!("-----BEGIN OPENSSH PRIVATE KEY-----\n{body}\n-----END OPENSSH PRIVATE KEY-----\n");
+        fs::write(&key, text).expect("written");
+        let why = refused(with_key(&server, &key).passphrase(|_| Some("open sesame".into())));
+        let expected = "the key is encrypted with blowfish-cbc, which is not known here; \
+                        encrypt it anew with ssh-keygen -p -Z aes256-ctr";
+        assert_eq!(why.attempts[0].outcome, expected);
+    });
+}
+
 #[test]
 fn too_many_failures_are_listed() {
     within(PATIENCE, || {

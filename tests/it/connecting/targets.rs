@@ -4,10 +4,12 @@ use std::fs;
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
-use threadline::{Client, ClientBuilder, Error, Phase};
+use threadline::{Client, ClientBuilder, Error, Implementation, Phase};
 
 use crate::connect::{builder, builder_via, PATIENCE};
+use crate::hostile;
 use crate::proxy::Proxy;
+use crate::rogue::{Offer, Rogue};
 use crate::sshd::{Sshd, HOST};
 use crate::util::within;
 
@@ -136,9 +138,9 @@ fn each_cipher_and_mac_can_be_chosen() {
 fn the_order_of_algorithms_is_ours_to_say() {
     within(PATIENCE, || {
         let server = Sshd::start().expect("sshd");
-        // libssh2's own order begins with its fastest.
         let client = builder(&server).connect().expect("connected");
-        assert_eq!(client.algorithms().cipher_in, "chacha20-poly1305@openssh.com");
+        let first = threadline::ciphers().remove(0);
+        assert_eq!((&client.algorithms().cipher_in, &client.algorithms().cipher_out), (&first.name, &first.name));
         let client = builder(&server)
             .kex_algorithms(["ecdh-sha2-nistp256", "curve25519-sha256"])
             .ciphers(["aes256-ctr", "aes128-ctr"])
@@ -166,9 +168,13 @@ fn an_algorithm_that_nobody_knows_is_named_with_those_there_are() {
             let error = builder.connect().expect_err(what);
             assert!(matches!(error, Error::InvalidInput { .. }), "{error}");
             let text = error.to_string();
-            assert!(text.starts_with(&format!("none of the {what} algorithms 'rot13' is known")), "{text}");
-            assert!(text.contains(known), "{text}");
+            assert!(text.starts_with(&format!("unknown {what} algorithm 'rot13'; there are: ")), "{text}");
+            assert!(text.contains(known) && !text.contains("ext-info"), "{text}");
         }
+        // libssh2 itself drops unknown names where it knows another.
+        let error = builder(&server).ciphers(["aes256-ctr", "rot13", "r\u{1b}t14"]).connect().expect_err("unknown");
+        let text = error.to_string();
+        assert!(text.starts_with("unknown cipher algorithms 'rot13', 'r\\u{1b}t14'; there are: "), "{text}");
     });
 }
 
@@ -178,7 +184,75 @@ fn an_algorithm_that_the_server_does_not_have_says_so() {
         let server = Sshd::builder().ciphers("aes256-ctr").start().expect("sshd");
         let error = builder(&server).ciphers(["aes128-ctr"]).connect().expect_err("nothing in common");
         assert!(matches!(error, Error::Handshake { phase: Phase::KeyExchange, .. }), "{error:?}");
-        assert!(error.to_string().contains("share no algorithm"), "{error}");
+        let text = error.to_string();
+        assert!(text.contains("no cipher in common: the server offers aes256-ctr; we offer aes128-ctr; "), "{text}");
+    });
+}
+
+#[test]
+fn cbc_is_used_only_when_it_is_named() {
+    within(PATIENCE, || {
+        let server = Sshd::builder().ciphers("aes128-cbc,3des-cbc").start().expect("sshd");
+        let error = builder(&server).connect().expect_err("no CBC by default");
+        let text = error.to_string();
+        assert!(text.contains("no cipher in common: the server offers aes128-cbc, 3des-cbc; we offer "), "{text}");
+        assert!(
+            text.ends_with("name one of the server's that is known here (ciphers, -o Ciphers=): aes128-cbc"),
+            "{text}"
+        );
+
+        let client = builder(&server).ciphers(["aes128-ctr", "aes128-cbc"]).connect().expect("connected");
+        let used = client.algorithms();
+        assert_eq!((used.cipher_out.as_str(), used.cipher_in.as_str()), ("aes128-cbc", "aes128-cbc"));
+        assert_eq!((used.cipher_out_by, used.cipher_in_by), (Implementation::Libssh2, Implementation::Libssh2));
+        assert_eq!(client.sh("echo as of old").output().expect("ran").stdout, b"as of old\n");
+    });
+}
+
+#[test]
+fn each_direction_says_whose_code_encrypts() {
+    within(PATIENCE, || {
+        let server = Sshd::builder().ciphers("aes128-gcm@openssh.com,aes128-cbc").start().expect("sshd");
+        let used = builder(&server).connect().expect("connected").algorithms().clone();
+        let listed = threadline::ciphers().into_iter().find(|c| c.name == used.cipher_in).expect("listed");
+        assert_eq!((used.cipher_out_by, used.cipher_in_by), (listed.implementation, listed.implementation));
+        let fast = cfg!(feature = "fast-ciphers");
+        let expected = if fast { Implementation::Threadline } else { Implementation::Libssh2 };
+        assert_eq!(listed.implementation, expected);
+    });
+}
+
+/// What a client's first KEXINIT offers as ciphers, each way.
+fn offered_ciphers(builder: impl FnOnce(&Rogue) -> ClientBuilder) -> [Vec<String>; 2] {
+    let (seen, offers) = crossbeam_channel::unbounded();
+    let server = Rogue::start(move |conn| {
+        conn.send_banner("SSH-2.0-listener")?;
+        conn.recv_banner()?;
+        conn.send_kexinit(&Offer::default())?;
+        conn.recv_kexinit()?;
+        let mut lists = conn.client_lists()?;
+        drop(seen.send([std::mem::take(&mut lists[2]), std::mem::take(&mut lists[3])]));
+        conn.finish_exchange()?;
+        conn.accept_any_auth()?;
+        conn.ignore_until_closed()
+    });
+    builder(&server).connect().expect("connected");
+    offers.recv_timeout(PATIENCE).expect("a KEXINIT was seen")
+}
+
+#[test]
+fn what_is_offered_is_the_default_order_or_what_was_named() {
+    within(PATIENCE, || {
+        let default: Vec<_> = threadline::ciphers().into_iter().filter(|c| c.rank.is_some()).map(|c| c.name).collect();
+        assert_eq!(offered_ciphers(hostile::builder), [default.clone(), default.clone()]);
+        assert!(!default.iter().any(|name| name.contains("cbc")), "{default:?}");
+        let aes_first = cfg!(feature = "fast-ciphers") && threadline::processor_has_aes();
+        let first = if aes_first { "aes128-gcm@openssh.com" } else { "chacha20-poly1305@openssh.com" };
+        assert_eq!(default[0], first);
+
+        let named = ["aes256-cbc", "aes256-ctr", "aes128-gcm@openssh.com"];
+        let offered = offered_ciphers(|server| hostile::builder(server).ciphers(named));
+        assert_eq!(offered, [named.map(str::to_owned), named.map(str::to_owned)]);
     });
 }
 

@@ -10,7 +10,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError};
 
 use super::channel::Channel;
 use super::cipher::{flip, Part, Protection, HEAD};
-use super::kex::{answer, negotiate, Agreed, HostKey, Offer, Secrets, Transcript, Way};
+use super::kex::{answer, lists, negotiate, Agreed, HostKey, Offer, Secrets, Transcript, Way};
 use super::wire::{invalid, message, msg, Reader};
 
 /// How long any one wait for the client may take, unless the script says otherwise.
@@ -180,6 +180,11 @@ impl ServerConn {
             let payload = self.housekeeping(payload)?;
             self.early.extend(payload);
         }
+    }
+
+    /// What the client's KEXINIT offers, ten lists, while its exchange is going on.
+    pub fn client_lists(&self) -> io::Result<Vec<Vec<String>>> {
+        lists(step(&self.exchange.client_kexinit)?)
     }
 
     /// Waits for the client's point.

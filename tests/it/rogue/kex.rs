@@ -126,6 +126,11 @@ pub fn negotiate(server: &[u8], client: &[u8]) -> io::Result<Agreed> {
     })
 }
 
+/// The lists of a client's KEXINIT, in the order of RFC 4253 §7.1: 2 and 3 are the ciphers to and from the server.
+pub fn lists(client: &[u8]) -> io::Result<Vec<Vec<String>>> {
+    Ok(Lists::parse(client)?.names)
+}
+
 /// The first of the client's names that the server has too.
 fn pick(client: &[String], server: &[String]) -> io::Result<String> {
     let common = client.iter().find(|name| server.contains(name));

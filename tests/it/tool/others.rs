@@ -62,6 +62,34 @@ fn the_doctor_shows_this_machine_and_what_a_connection_negotiated() {
 }
 
 #[test]
+fn the_doctor_and_the_log_say_whose_code_encrypts() {
+    let server = Sshd::builder().ciphers("aes128-gcm@openssh.com,aes128-cbc").start().unwrap();
+    let whose = if cfg!(feature = "fast-ciphers") { "threadline" } else { "libssh2" };
+    let output = run(threadline().args(["doctor", "-vv"]).args(access(&server)).arg(HOST));
+    let (said, log) = (text(&output.stdout), text(&output.stderr));
+    assert_eq!(output.status.code(), Some(0), "{said}{log}");
+    let listed = |cipher: &str| {
+        let line = said.lines().find(|line| line.trim_start().starts_with(cipher)).expect(cipher);
+        line.trim_start().split_once(char::is_whitespace).expect(cipher).1.trim_start().to_owned()
+    };
+    assert_eq!(listed("aes128-gcm@openssh.com"), whose);
+    assert_eq!(listed("chacha20-poly1305@openssh.com"), whose);
+    assert_eq!(listed("aes128-cbc"), "libssh2, offered only when named");
+    assert!(said.contains(&format!("as offered, {} first: ", threadline::ciphers()[0].name)), "{said}");
+    assert!(said.contains("fast ciphers  on") == cfg!(feature = "fast-ciphers") && !said.contains("WARNING"), "{said}");
+    assert!(said.matches(&format!("(cipher: {whose})")).count() == 2, "{said}");
+    let expected =
+        format!("sends with aes128-gcm@openssh.com of {whose}, receives with aes128-gcm@openssh.com of {whose}");
+    assert!(log.contains(&expected), "{log}");
+
+    let named = run(threadline().args(["doctor", "-o", "Ciphers=aes128-cbc"]).args(access(&server)).arg(HOST));
+    assert_eq!(text(&named.stdout).matches("(cipher: libssh2)").count(), 2, "{}", text(&named.stderr));
+    let unknown = run(threadline().args(["doctor", "-o", "Ciphers=aes128-cbc,rot13"]).args(access(&server)).arg(HOST));
+    let (code, said) = failure(&unknown);
+    assert!(code == 255 && said.contains("unknown cipher algorithm 'rot13'; there are: "), "{code} {said}");
+}
+
+#[test]
 fn every_shell_can_read_its_completions() {
     let scratch = tempfile::tempdir().unwrap();
     for shell in ["bash", "zsh", "fish"] {
