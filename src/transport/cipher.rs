@@ -391,9 +391,13 @@ unsafe extern "C" fn on_init<const FAMILY: usize>(
                 Cipher::Libssh2 { crypt: original.crypt, context }
             }
         };
-        // SAFETY: libssh2 passes a living session; a private key has no MAC.
-        let length =
-            if private_key != 0 { LengthField::Inside } else { unsafe { length_field(session, method, encrypt) } };
+        // A private key has no MAC.
+        let length = if private_key != 0 {
+            LengthField::Inside
+        } else {
+            // SAFETY: libssh2 passes a living session.
+            unsafe { length_field(session, method, encrypt) }
+        };
         let context = Context {
             magic: MAGIC,
             cipher,
@@ -665,8 +669,12 @@ unsafe extern "C" fn on_dtor<const FAMILY: usize>(session: *mut LIBSSH2_SESSION,
             };
             *slot = ptr::null_mut();
             let mut context = Box::from_raw(ptr::from_mut(context));
-            if let Cipher::Libssh2 { context: theirs, .. } = &mut context.cipher {
-                (original.dtor)(session, theirs);
+            match &mut context.cipher {
+                Cipher::Libssh2 { context: theirs, .. } => {
+                    (original.dtor)(session, theirs);
+                }
+                #[cfg(feature = "fast-ciphers")]
+                Cipher::Gcm(_) | Cipher::ChaCha(_) | Cipher::Ctr(_) => {}
             }
         }
         Some(())

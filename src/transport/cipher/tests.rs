@@ -1,16 +1,244 @@
+//! The methods as libssh2 calls them, compared with vectors computed elsewhere, with RustCrypto, and with libssh2's own.
+
 use super::*;
 
-#[test]
-fn every_method_of_the_table_is_ours_or_guarded() {
+#[cfg(feature = "fast-ciphers")]
+mod before_us;
+mod table;
+#[cfg(feature = "fast-ciphers")]
+mod tampering;
+#[cfg(feature = "fast-ciphers")]
+mod vectors;
+mod wear;
+
+/// The method of this name in libssh2's table, once ours are stored there.
+fn method(name: &str) -> &'static CryptMethod {
     install();
-    install();
-    let mut seen = Vec::new();
-    // SAFETY: as in `install`; names are static strings.
+    let mut found = None;
+    // SAFETY: as in `install`; names are static strings, and methods live for ever.
     unsafe {
         for_each_slot(|_, method| {
-            let name = CStr::from_ptr(method.name).to_str().unwrap();
-            seen.push((name, method.blocksize, method.secret_len, method.flags));
+            if CStr::from_ptr(method.name).to_bytes() == name.as_bytes() {
+                found = Some(&*ptr::from_ref(method));
+            }
         });
     }
-    println!("{seen:?} {:?}", in_use());
+    found.unwrap_or_else(|| panic!("libssh2 has no {name}"))
+}
+
+/// What keys are for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Use {
+    Sending,
+    Receiving,
+    PrivateKey,
+}
+
+/// A context as libssh2 has one made, and its calls (transport.c, pem.c).
+struct Keys {
+    session: ssh2::Session,
+    method: &'static CryptMethod,
+    slot: *mut c_void,
+    encrypt_then_mac: bool,
+}
+
+impl Keys {
+    fn new(name: &str, key: &[u8], iv: &[u8], wanted: Use) -> Keys {
+        let method = method(name);
+        Keys::by(method.init.unwrap(), method, key, iv, wanted)
+    }
+
+    #[cfg(feature = "fast-ciphers")]
+    /// Made by libssh2's own `init`, as for a session that began before our methods were stored.
+    fn before_us(name: &str, key: &[u8], iv: &[u8], wanted: Use) -> Keys {
+        let method = method(name);
+        let original = ORIGINAL[family_of(name)].get().unwrap();
+        Keys::by(original.init, method, key, iv, wanted)
+    }
+
+    fn by(init: InitFn, method: &'static CryptMethod, key: &[u8], iv: &[u8], wanted: Use) -> Keys {
+        let session = ssh2::Session::new().unwrap();
+        let (mut iv, mut key) = (iv.to_vec(), key.to_vec());
+        assert_eq!(
+            (iv.len(), key.len()),
+            (method.iv_len.unsigned_abs() as usize, method.secret_len.unsigned_abs() as usize)
+        );
+        let (mut free_iv, mut free_key, mut slot) = (0, 0, ptr::null_mut());
+        // SAFETY: the arguments of libssh2's `init`, with IV and key of the lengths that the method states.
+        let rc = unsafe {
+            init(
+                &mut *session.raw(),
+                method,
+                iv.as_mut_ptr(),
+                &mut free_iv,
+                key.as_mut_ptr(),
+                &mut free_key,
+                c_int::from(wanted == Use::Sending),
+                c_int::from(wanted == Use::PrivateKey),
+                &mut slot,
+            )
+        };
+        assert_eq!((rc, free_iv, free_key), (0, 1, 1), "libssh2 wipes and frees IV and key");
+        Keys { session, method, slot, encrypt_then_mac: false }
+    }
+
+    /// The same for packets whose MAC covers the encrypted text.
+    fn encrypt_then_mac(mut self) -> Keys {
+        self.context().framing.length = LengthField::Before;
+        self.encrypt_then_mac = true;
+        self
+    }
+
+    fn context(&mut self) -> &mut Context {
+        // SAFETY: the slot is what `init` was given.
+        unsafe { Context::of(&mut self.slot) }.expect("a context of ours")
+    }
+
+    fn whole_packets(&self) -> bool {
+        self.method.flags & FLAG_WHOLE_PACKET != 0
+    }
+
+    fn length(&mut self, sequence: u32, data: &mut [u8]) -> Option<u32> {
+        let mut length = 0;
+        let (get_len, session) = (self.method.get_len.unwrap(), ptr::from_mut(&mut *self.session.raw()));
+        // SAFETY: as libssh2 calls it: all that has been received.
+        let rc = unsafe { get_len(session, sequence, data.as_mut_ptr(), data.len(), &mut length, &mut self.slot) };
+        (rc == 0).then_some(length)
+    }
+
+    /// `crypt` at this place of a buffer, which holds what libssh2 keeps before and behind it.
+    fn crypt(&mut self, sequence: u32, buffer: &mut [u8], at: usize, len: usize, mark: c_int) -> Option<()> {
+        let tag = if self.whole_packets() { TAG } else { 0 };
+        let header = if self.whole_packets() && self.receives() { LENGTH } else { 0 };
+        assert!(at + header + len + tag <= buffer.len());
+        let (crypt, session) = (self.method.crypt.unwrap(), ptr::from_mut(&mut *self.session.raw()));
+        // SAFETY: the buffer is as large as libssh2's, as the line above says.
+        let rc = unsafe { crypt(session, sequence, buffer.as_mut_ptr().add(at), len, &mut self.slot, mark) };
+        (rc == 0).then_some(())
+    }
+
+    fn receives(&self) -> bool {
+        // SAFETY: ours or libssh2's, of which the first field tells; no private key is asked.
+        unsafe {
+            let mut slot = self.slot;
+            match Context::of(&mut slot) {
+                Some(context) => !context.encrypt && !context.private_key,
+                None => *slot.cast::<c_int>() == 0,
+            }
+        }
+    }
+
+    /// The packet on the wire, but for its MAC. `plain` begins with the length.
+    fn seal(&mut self, sequence: u32, plain: &[u8]) -> Option<Vec<u8>> {
+        let mut packet = plain.to_vec();
+        if self.whole_packets() {
+            packet.extend([0; TAG]);
+            self.crypt(sequence, &mut packet, 0, plain.len(), MIDDLE_BLOCK)?;
+            return Some(packet);
+        }
+        let block = self.method.blocksize.unsigned_abs() as usize;
+        let mut at = if self.encrypt_then_mac { LENGTH } else { 0 };
+        while at < packet.len() {
+            let mark = match at {
+                0 => FIRST_BLOCK,
+                _ if at == packet.len() - block => LAST_BLOCK,
+                _ => MIDDLE_BLOCK,
+            };
+            self.crypt(0, &mut packet, at, block, mark)?;
+            at += block;
+        }
+        Some(packet)
+    }
+
+    /// The packet with its length as libssh2 gets it back.
+    fn open(&mut self, sequence: u32, sealed: &[u8]) -> Option<Vec<u8>> {
+        let mut packet = sealed.to_vec();
+        self.open_in(sequence, &mut packet)?;
+        Some(packet)
+    }
+
+    /// The same, showing what is left in libssh2's buffer when it fails.
+    fn open_in(&mut self, sequence: u32, packet: &mut Vec<u8>) -> Option<()> {
+        if self.whole_packets() {
+            let length = self.length(sequence, packet)?;
+            let len = packet.len() - LENGTH - TAG;
+            if length as usize != len {
+                return None;
+            }
+            self.crypt(sequence, packet, 0, len, MIDDLE_BLOCK)?;
+            packet.truncate(len);
+            packet.splice(0..0, length.to_be_bytes());
+            return Some(());
+        }
+        let block = self.method.blocksize.unsigned_abs() as usize;
+        let first = if self.encrypt_then_mac { LENGTH } else { 0 };
+        let mut at = first;
+        while at < packet.len() {
+            let mark = match at {
+                _ if at == first => FIRST_BLOCK,
+                _ if at == packet.len() - block => LAST_BLOCK,
+                _ => MIDDLE_BLOCK,
+            };
+            self.crypt(0, packet, at, block, mark)?;
+            at += block;
+        }
+        Some(())
+    }
+
+    #[cfg(feature = "fast-ciphers")]
+    /// What pem.c makes of the private part of a key file.
+    fn open_private_key(&mut self, sealed: &[u8]) -> Option<Vec<u8>> {
+        let mut buffer = sealed.to_vec();
+        if self.whole_packets() {
+            let len = buffer.len() - TAG;
+            let (crypt, session) = (self.method.crypt.unwrap(), ptr::from_mut(&mut *self.session.raw()));
+            // SAFETY: a private key has no length field; its tag lies behind.
+            let rc = unsafe { crypt(session, 0, buffer.as_mut_ptr(), len, &mut self.slot, MIDDLE_BLOCK) };
+            buffer.truncate(len);
+            return (rc == 0).then_some(buffer);
+        }
+        let block = self.method.blocksize.unsigned_abs() as usize;
+        for at in (0..buffer.len()).step_by(block) {
+            self.crypt(0, &mut buffer, at, block, MIDDLE_BLOCK)?;
+        }
+        Some(buffer)
+    }
+
+    /// As libssh2 ends a context.
+    fn end(&mut self) {
+        let (dtor, session) = (self.method.dtor.unwrap(), ptr::from_mut(&mut *self.session.raw()));
+        // SAFETY: libssh2's arguments; the slot is null after it.
+        unsafe { dtor(session, &mut self.slot) };
+        assert!(self.slot.is_null(), "the method forgets what it has freed");
+    }
+}
+
+impl Drop for Keys {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            self.end();
+            // libssh2 may call it for a context that is not there.
+            self.end();
+        }
+    }
+}
+
+fn family_of(name: &str) -> usize {
+    match name {
+        _ if name.ends_with("-gcm@openssh.com") => GCM,
+        _ if name.starts_with("chacha20") => CHACHA,
+        _ => BLOCK_WISE,
+    }
+}
+
+/// Bytes that look random and are the same each time.
+fn noise(seed: usize, len: usize) -> Vec<u8> {
+    let mut state = seed as u64 ^ 0x9e37_79b9_7f4a_7c15;
+    let next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.wrapping_mul(0x2545_f491_4f6c_dd1d).to_be_bytes()[0]
+    };
+    std::iter::repeat_with(next).take(len).collect()
 }
