@@ -4,6 +4,8 @@ use super::*;
 
 #[cfg(feature = "fast-ciphers")]
 mod before_us;
+#[cfg(feature = "fast-ciphers")]
+mod lengths;
 mod table;
 #[cfg(feature = "fast-ciphers")]
 mod tampering;
