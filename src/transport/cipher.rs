@@ -55,8 +55,17 @@ pub(crate) const TAG: usize = 16;
 /// Packets that one key may be used for: beyond that the packet number, and with it chacha20's nonce, comes near its
 /// repetition (RFC 4344 §3.1, RFC 4253 §9).
 const PACKETS_PER_KEY: u32 = 1 << 31;
-const WORN_KEY: &str = "2147483648 packets under one key: the next one is refused, it would weaken the encryption; \
-     only the server can begin a new key exchange (OpenSSH: RekeyLimit), libssh2 cannot";
+const WORN_SENDING: &str =
+    "2147483648 packets were sent under one key: another one would weaken the encryption and is \
+     not sent; only the server can begin a new key exchange (OpenSSH: RekeyLimit), libssh2 cannot";
+const WORN_RECEIVING: &str = "2147483648 packets were received under one key: another one is refused, the encryption \
+     would be weakened; only the server can begin a new key exchange (OpenSSH: RekeyLimit), libssh2 cannot";
+const BAD_LENGTH: &str =
+    "a packet failed its integrity check: its length is impossible under this cipher; it was damaged \
+     or changed on its way";
+const BAD_TAG: &str =
+    "a packet failed its integrity check: its authentication tag is wrong; it was damaged or changed on \
+     its way";
 
 type InitFn = unsafe extern "C" fn(
     *mut LIBSSH2_SESSION,
@@ -324,7 +333,7 @@ impl Context {
             self.packets = PACKETS_PER_KEY;
         }
         if self.packets >= PACKETS_PER_KEY {
-            sys::refuse_packet(WORN_KEY);
+            sys::refuse_packet(if self.encrypt { WORN_SENDING } else { WORN_RECEIVING });
             return false;
         }
         self.packets += 1;
@@ -493,9 +502,7 @@ unsafe extern "C" fn on_length<const FAMILY: usize>(
                         Cipher::ChaCha(cipher) => cipher.length(sequence, field)?,
                         _ => u32::from_be_bytes(field),
                     };
-                    if !context.framing.accepts(length) {
-                        return None;
-                    }
+                    context.framing.check(length)?;
                     length
                 }
                 None => {
@@ -570,6 +577,17 @@ unsafe extern "C" fn on_crypt<const FAMILY: usize>(
     })
 }
 
+impl Framing {
+    /// Refuses a length that the packet cannot have.
+    fn check(self, length: u32) -> Option<()> {
+        if !self.accepts(length) {
+            sys::refuse_packet(BAD_LENGTH);
+            return None;
+        }
+        Some(())
+    }
+}
+
 /// Whether the first block of a packet leaves a whole number of blocks; for any other piece, yes.
 ///
 /// # Safety
@@ -583,7 +601,7 @@ unsafe fn first_block_is_possible(context: &Context, data: *mut u8, len: usize, 
     // SAFETY: the block has at least four bytes; with encrypt-then-MAC libssh2 keeps the length right before it
     // (transport.c, `transport_fullpacket` decrypts `payload + 4`).
     let length = unsafe { at.cast::<[u8; LENGTH]>().read() };
-    context.framing.accepts(u32::from_be_bytes(length)).then_some(())
+    context.framing.check(u32::from_be_bytes(length))
 }
 
 /// What `crypt` of a whole-packet method does. Sending, `len` counts the length field, and there is room for the tag
@@ -600,13 +618,20 @@ unsafe fn whole_packet(context: &mut Context, sequence: c_uint, data: *mut u8, l
     if len < header || (!context.private_key && !context.may_begin()) {
         return None;
     }
+    // A key file's passphrase may be wrong; a packet was changed.
+    let refused = || {
+        if header > 0 {
+            sys::refuse_packet(BAD_TAG);
+        }
+        None
+    };
     // SAFETY: the caller's promise.
     let packet = unsafe { std::slice::from_raw_parts_mut(data, all) };
     match (&mut context.cipher, context.encrypt) {
         (Cipher::Gcm(cipher), true) => cipher.seal(packet, header)?,
-        (Cipher::Gcm(cipher), false) => cipher.open(packet, header)?,
+        (Cipher::Gcm(cipher), false) => cipher.open(packet, header).or_else(refused)?,
         (Cipher::ChaCha(cipher), true) => cipher.seal(sequence, packet, header)?,
-        (Cipher::ChaCha(cipher), false) => cipher.open(sequence, packet, header)?,
+        (Cipher::ChaCha(cipher), false) => cipher.open(sequence, packet, header).or_else(refused)?,
         _ => return None,
     }
     if !context.encrypt && header > 0 {

@@ -32,7 +32,7 @@ fn python(name: &str, server: &Sshd) -> Command {
 }
 
 /// The Python that has paramiko.
-fn interpreter() -> PathBuf {
+pub fn interpreter() -> PathBuf {
     let default = concat!(env!("CARGO_MANIFEST_DIR"), "/target/tools");
     let tools = std::env::var_os("TOOLS").map_or_else(|| default.into(), PathBuf::from);
     let python = tools.join("paramiko/bin/python3");
