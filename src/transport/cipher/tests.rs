@@ -1,11 +1,15 @@
 //! The methods as libssh2 calls them, compared with vectors computed elsewhere, with RustCrypto, and with libssh2's own.
 
+use zeroize::Zeroize;
+
 use super::*;
 
 #[cfg(feature = "fast-ciphers")]
 mod before_us;
 #[cfg(feature = "fast-ciphers")]
 mod lengths;
+#[cfg(feature = "fast-ciphers")]
+mod secrets;
 mod table;
 #[cfg(feature = "fast-ciphers")]
 mod tampering;
@@ -81,6 +85,7 @@ impl Keys {
             )
         };
         assert_eq!((rc, free_iv, free_key), (0, 1, 1), "libssh2 wipes and frees IV and key");
+        key.zeroize();
         Keys { session, method, slot, encrypt_then_mac: false }
     }
 
