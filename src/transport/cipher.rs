@@ -31,8 +31,12 @@ pub(crate) mod chacha;
 #[cfg(feature = "fast-ciphers")]
 pub(crate) mod ctr;
 mod framing;
+#[cfg(feature = "_faults")]
+pub(crate) mod fuzzing;
 #[cfg(feature = "fast-ciphers")]
 pub(crate) mod gcm;
+#[cfg(any(test, feature = "_faults"))]
+mod harness;
 
 #[cfg(feature = "fast-ciphers")]
 use self::{chacha::ChaCha, ctr::Ctr, gcm::Gcm};
