@@ -67,6 +67,7 @@ const WORN_RECEIVING: &str = "2147483648 packets were received under one key: an
 const BAD_LENGTH: &str =
     "a packet failed its integrity check: its length is impossible under this cipher; it was damaged \
      or changed on its way";
+#[cfg(feature = "fast-ciphers")]
 const BAD_TAG: &str =
     "a packet failed its integrity check: its authentication tag is wrong; it was damaged or changed on \
      its way";
@@ -263,7 +264,8 @@ fn replacement(method: &CryptMethod) -> Option<CryptMethod> {
             dtor: Some(on_dtor::<GCM>),
             ..same
         },
-        CHACHA if cfg!(feature = "fast-ciphers") => CryptMethod {
+        // libssh2's own has no assertion, but packets to count: their number is the nonce.
+        CHACHA => CryptMethod {
             init: Some(on_init::<CHACHA>),
             get_len: Some(on_length::<CHACHA>),
             crypt: Some(on_crypt::<CHACHA>),
@@ -274,8 +276,6 @@ fn replacement(method: &CryptMethod) -> Option<CryptMethod> {
         GCM => {
             CryptMethod { init: Some(on_init::<GCM>), crypt: Some(on_crypt::<GCM>), dtor: Some(on_dtor::<GCM>), ..same }
         }
-        // It has no assertion to guard against.
-        CHACHA => return None,
         // Another `init` (arcfour128) would not be called by ours.
         _ if method.init.map(|f| f as usize) != Some(original.init as usize) => return None,
         _ => CryptMethod {
@@ -344,11 +344,11 @@ impl Context {
         true
     }
 
-    /// Whether a call with these flags is the one by which a packet of a block-wise method is counted. With
+    /// Whether a call with these flags is the one by which a packet is counted that is not ours as a whole. With
     /// encrypt-then-MAC libssh2 marks no first block when it sends.
-    fn counts(&self, firstlast: c_int) -> bool {
+    fn counts<const FAMILY: usize>(&self, firstlast: c_int) -> bool {
         let mark = if self.encrypt && self.framing.length == LengthField::Before { LAST_BLOCK } else { FIRST_BLOCK };
-        !self.private_key && firstlast & mark != 0
+        !self.private_key && (FAMILY == CHACHA || firstlast & mark != 0)
     }
 }
 
@@ -504,7 +504,15 @@ unsafe extern "C" fn on_length<const FAMILY: usize>(
                     let length = match &mut context.cipher {
                         #[cfg(feature = "fast-ciphers")]
                         Cipher::ChaCha(cipher) => cipher.length(sequence, field)?,
-                        _ => u32::from_be_bytes(field),
+                        Cipher::Libssh2 { context: theirs, .. } => {
+                            let get_len = ORIGINAL[FAMILY].get()?.get_len?;
+                            if get_len(session, sequence, data, len, length, theirs) != 0 {
+                                return None;
+                            }
+                            *length
+                        }
+                        #[cfg(feature = "fast-ciphers")]
+                        Cipher::Gcm(_) | Cipher::Ctr(_) => u32::from_be_bytes(field),
                     };
                     context.framing.check(length)?;
                     length
@@ -550,7 +558,7 @@ unsafe extern "C" fn on_crypt<const FAMILY: usize>(
         match &mut context.cipher {
             Cipher::Libssh2 { crypt, context: theirs } => {
                 let (crypt, theirs) = (*crypt, ptr::from_mut(theirs));
-                if context.counts(firstlast) && !context.may_begin() {
+                if context.counts::<FAMILY>(firstlast) && !context.may_begin() {
                     return None;
                 }
                 // SAFETY: libssh2's own arguments and context, for the function that stood here before.
@@ -562,7 +570,7 @@ unsafe extern "C" fn on_crypt<const FAMILY: usize>(
             }
             #[cfg(feature = "fast-ciphers")]
             Cipher::Ctr(_) => {
-                if context.counts(firstlast) && !context.may_begin() {
+                if context.counts::<FAMILY>(firstlast) && !context.may_begin() {
                     return None;
                 }
                 if let Cipher::Ctr(cipher) = &mut context.cipher {
