@@ -380,6 +380,7 @@ pub use transport::message::{AtLimit, PtySize};
 #[cfg(feature = "_faults")]
 pub mod fuzzing {
     pub use crate::connection::fuzzing::{connection, wire};
+    pub use crate::transport::cipher::fuzzing::ciphers;
 }
 
 /// The documents' programs, compiled with the documentation's own.

@@ -31,8 +31,12 @@ pub(crate) mod chacha;
 #[cfg(feature = "fast-ciphers")]
 pub(crate) mod ctr;
 mod framing;
+#[cfg(feature = "_faults")]
+pub(crate) mod fuzzing;
 #[cfg(feature = "fast-ciphers")]
 pub(crate) mod gcm;
+#[cfg(any(test, feature = "_faults"))]
+mod harness;
 
 #[cfg(feature = "fast-ciphers")]
 use self::{chacha::ChaCha, ctr::Ctr, gcm::Gcm};
@@ -55,8 +59,18 @@ pub(crate) const TAG: usize = 16;
 /// Packets that one key may be used for: beyond that the packet number, and with it chacha20's nonce, comes near its
 /// repetition (RFC 4344 §3.1, RFC 4253 §9).
 const PACKETS_PER_KEY: u32 = 1 << 31;
-const WORN_KEY: &str = "2147483648 packets under one key: the next one is refused, it would weaken the encryption; \
-     only the server can begin a new key exchange (OpenSSH: RekeyLimit), libssh2 cannot";
+const WORN_SENDING: &str =
+    "2147483648 packets were sent under one key: another one would weaken the encryption and is \
+     not sent; only the server can begin a new key exchange (OpenSSH: RekeyLimit), libssh2 cannot";
+const WORN_RECEIVING: &str = "2147483648 packets were received under one key: another one is refused, the encryption \
+     would be weakened; only the server can begin a new key exchange (OpenSSH: RekeyLimit), libssh2 cannot";
+const BAD_LENGTH: &str =
+    "a packet failed its integrity check: its length is impossible under this cipher; it was damaged \
+     or changed on its way";
+#[cfg(feature = "fast-ciphers")]
+const BAD_TAG: &str =
+    "a packet failed its integrity check: its authentication tag is wrong; it was damaged or changed on \
+     its way";
 
 type InitFn = unsafe extern "C" fn(
     *mut LIBSSH2_SESSION,
@@ -256,7 +270,8 @@ fn replacement(method: &CryptMethod) -> Option<CryptMethod> {
             dtor: Some(on_dtor::<GCM>),
             ..same
         },
-        CHACHA if cfg!(feature = "fast-ciphers") => CryptMethod {
+        // libssh2's own has no assertion, but packets to count: their number is the nonce.
+        CHACHA => CryptMethod {
             init: Some(on_init::<CHACHA>),
             get_len: Some(on_length::<CHACHA>),
             crypt: Some(on_crypt::<CHACHA>),
@@ -267,8 +282,6 @@ fn replacement(method: &CryptMethod) -> Option<CryptMethod> {
         GCM => {
             CryptMethod { init: Some(on_init::<GCM>), crypt: Some(on_crypt::<GCM>), dtor: Some(on_dtor::<GCM>), ..same }
         }
-        // It has no assertion to guard against.
-        CHACHA => return None,
         // Another `init` (arcfour128) would not be called by ours.
         _ if method.init.map(|f| f as usize) != Some(original.init as usize) => return None,
         _ => CryptMethod {
@@ -330,18 +343,18 @@ impl Context {
             self.packets = PACKETS_PER_KEY;
         }
         if self.packets >= PACKETS_PER_KEY {
-            sys::refuse_packet(WORN_KEY);
+            sys::refuse_packet(if self.encrypt { WORN_SENDING } else { WORN_RECEIVING });
             return false;
         }
         self.packets += 1;
         true
     }
 
-    /// Whether a call with these flags is the one by which a packet of a block-wise method is counted. With
+    /// Whether a call with these flags is the one by which a packet is counted that is not ours as a whole. With
     /// encrypt-then-MAC libssh2 marks no first block when it sends.
-    fn counts(&self, firstlast: c_int) -> bool {
+    fn counts<const FAMILY: usize>(&self, firstlast: c_int) -> bool {
         let mark = if self.encrypt && self.framing.length == LengthField::Before { LAST_BLOCK } else { FIRST_BLOCK };
-        !self.private_key && firstlast & mark != 0
+        !self.private_key && (FAMILY == CHACHA || firstlast & mark != 0)
     }
 }
 
@@ -496,11 +509,17 @@ unsafe extern "C" fn on_length<const FAMILY: usize>(
                     let length = match &mut context.cipher {
                         #[cfg(feature = "fast-ciphers")]
                         Cipher::ChaCha(cipher) => cipher.length(sequence, field)?,
-                        _ => u32::from_be_bytes(field),
+                        Cipher::Libssh2 { context: theirs, .. } => {
+                            let get_len = ORIGINAL[FAMILY].get()?.get_len?;
+                            if get_len(session, sequence, data, len, length, theirs) != 0 {
+                                return None;
+                            }
+                            *length
+                        }
+                        #[cfg(feature = "fast-ciphers")]
+                        Cipher::Gcm(_) | Cipher::Ctr(_) => u32::from_be_bytes(field),
                     };
-                    if !context.framing.accepts(length) {
-                        return None;
-                    }
+                    context.framing.check(length)?;
                     length
                 }
                 None => {
@@ -544,7 +563,7 @@ unsafe extern "C" fn on_crypt<const FAMILY: usize>(
         match &mut context.cipher {
             Cipher::Libssh2 { crypt, context: theirs } => {
                 let (crypt, theirs) = (*crypt, ptr::from_mut(theirs));
-                if context.counts(firstlast) && !context.may_begin() {
+                if context.counts::<FAMILY>(firstlast) && !context.may_begin() {
                     return None;
                 }
                 // SAFETY: libssh2's own arguments and context, for the function that stood here before.
@@ -556,7 +575,7 @@ unsafe extern "C" fn on_crypt<const FAMILY: usize>(
             }
             #[cfg(feature = "fast-ciphers")]
             Cipher::Ctr(_) => {
-                if context.counts(firstlast) && !context.may_begin() {
+                if context.counts::<FAMILY>(firstlast) && !context.may_begin() {
                     return None;
                 }
                 if let Cipher::Ctr(cipher) = &mut context.cipher {
@@ -575,6 +594,17 @@ unsafe extern "C" fn on_crypt<const FAMILY: usize>(
     })
 }
 
+impl Framing {
+    /// Refuses a length that the packet cannot have.
+    fn check(self, length: u32) -> Option<()> {
+        if !self.accepts(length) {
+            sys::refuse_packet(BAD_LENGTH);
+            return None;
+        }
+        Some(())
+    }
+}
+
 /// Whether the first block of a packet leaves a whole number of blocks; for any other piece, yes.
 ///
 /// # Safety
@@ -588,7 +618,7 @@ unsafe fn first_block_is_possible(context: &Context, data: *mut u8, len: usize, 
     // SAFETY: the block has at least four bytes; with encrypt-then-MAC libssh2 keeps the length right before it
     // (transport.c, `transport_fullpacket` decrypts `payload + 4`).
     let length = unsafe { at.cast::<[u8; LENGTH]>().read() };
-    context.framing.accepts(u32::from_be_bytes(length)).then_some(())
+    context.framing.check(u32::from_be_bytes(length))
 }
 
 /// What `crypt` of a whole-packet method does. Sending, `len` counts the length field, and there is room for the tag
@@ -605,13 +635,20 @@ unsafe fn whole_packet(context: &mut Context, sequence: c_uint, data: *mut u8, l
     if len < header || (!context.private_key && !context.may_begin()) {
         return None;
     }
+    // A key file's passphrase may be wrong; a packet was changed.
+    let refused = || {
+        if header > 0 {
+            sys::refuse_packet(BAD_TAG);
+        }
+        None
+    };
     // SAFETY: the caller's promise.
     let packet = unsafe { std::slice::from_raw_parts_mut(data, all) };
     match (&mut context.cipher, context.encrypt) {
         (Cipher::Gcm(cipher), true) => cipher.seal(packet, header)?,
-        (Cipher::Gcm(cipher), false) => cipher.open(packet, header)?,
+        (Cipher::Gcm(cipher), false) => cipher.open(packet, header).or_else(refused)?,
         (Cipher::ChaCha(cipher), true) => cipher.seal(sequence, packet, header)?,
-        (Cipher::ChaCha(cipher), false) => cipher.open(sequence, packet, header)?,
+        (Cipher::ChaCha(cipher), false) => cipher.open(sequence, packet, header).or_else(refused)?,
         _ => return None,
     }
     if !context.encrypt && header > 0 {
@@ -679,7 +716,7 @@ unsafe extern "C" fn on_dtor<const FAMILY: usize>(session: *mut LIBSSH2_SESSION,
                     (original.dtor)(session, theirs);
                 }
                 #[cfg(feature = "fast-ciphers")]
-                _ => {}
+                Cipher::Gcm(_) | Cipher::ChaCha(_) | Cipher::Ctr(_) => {}
             }
         }
         Some(())

@@ -88,7 +88,7 @@ fn ours(error: &io::Error) -> Error {
 }
 
 /// Runs a test's body once for each of several servers or settings, all at the same time.
-fn each<T: Send + Sync>(of: &[T], body: impl Fn(&T) + Send + Sync) {
+pub fn each<T: Send + Sync>(of: &[T], body: impl Fn(&T) + Send + Sync) {
     let body = Arc::new(body);
     std::thread::scope(|scope| {
         let running: Vec<_> = of

@@ -2,6 +2,8 @@
 
 /// Channels over one connection: independence, windows, limits, endings, leftovers.
 mod channels;
+/// Ciphers: keys that change, keys that wear out, other users of libssh2's table.
+mod ciphers;
 /// Commands: quoting, environment, streams, timeouts, signals, process groups.
 mod command;
 /// A bare connection to each kind of server, for tests that have another subject.

@@ -133,12 +133,13 @@ fn a_panic_of_the_loop_ends_one_connection_and_nothing_else() {
 }
 
 /// libssh2 as anybody uses it who has never heard of us.
-struct Plain {
+pub struct Plain {
     session: ssh2::Session,
 }
 
 impl Plain {
-    fn connect(server: &Sshd, cipher: &str) -> Plain {
+    /// A session that is logged in, with this cipher both ways.
+    pub fn connect(server: &Sshd, cipher: &str) -> Plain {
         let mut session = ssh2::Session::new().expect("a session");
         session.set_timeout(u32::try_from(PATIENCE.as_millis()).expect("fits"));
         for direction in [ssh2::MethodType::CryptCs, ssh2::MethodType::CryptSc] {
@@ -150,9 +151,17 @@ impl Plain {
         Plain { session }
     }
 
-    fn read(&self, command: &str) -> Vec<u8> {
+    /// What a command prints.
+    pub fn read(&self, command: &str) -> Vec<u8> {
+        self.read_with(command, &[])
+    }
+
+    /// What a command prints, given this on its stdin; it may print only once it has got that.
+    pub fn read_with(&self, command: &str, stdin: &[u8]) -> Vec<u8> {
         let mut channel = self.session.channel_session().expect("a channel");
         channel.exec(command).expect("started");
+        channel.write_all(stdin).expect("written");
+        channel.send_eof().expect("sent");
         let mut bytes = Vec::new();
         channel.read_to_end(&mut bytes).expect("read");
         channel.wait_close().expect("closed");

@@ -65,6 +65,7 @@ impl ChaCha {
             return None;
         }
         let one_time = self.one_time(sequence)?;
+        // In constant time.
         if !openssl::memcmp::eq(&authenticate(&one_time, covered), tag) {
             return None;
         }

@@ -1,16 +1,19 @@
+//! The methods as libssh2 calls them, compared with vectors computed elsewhere, with RustCrypto, and with libssh2's own.
+
+use super::harness::{family_of, method, noise, Keys, Use};
 use super::*;
 
-#[test]
-fn every_method_of_the_table_is_ours_or_guarded() {
-    install();
-    install();
-    let mut seen = Vec::new();
-    // SAFETY: as in `install`; names are static strings.
-    unsafe {
-        for_each_slot(|_, method| {
-            let name = CStr::from_ptr(method.name).to_str().unwrap();
-            seen.push((name, method.blocksize, method.secret_len, method.flags));
-        });
-    }
-    println!("{seen:?} {:?}", in_use());
-}
+#[cfg(feature = "fast-ciphers")]
+mod before_us;
+#[cfg(feature = "fast-ciphers")]
+mod lengths;
+#[cfg(feature = "_faults")]
+mod script;
+#[cfg(feature = "fast-ciphers")]
+mod secrets;
+mod table;
+#[cfg(feature = "fast-ciphers")]
+mod tampering;
+#[cfg(feature = "fast-ciphers")]
+mod vectors;
+mod wear;
