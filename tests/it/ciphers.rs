@@ -151,7 +151,8 @@ fn a_packet_too_many_under_one_key_is_not_taken() {
             let go = server.dir().join(format!("go-{}-{}", methods.0, methods.1));
             let script =
                 format!("echo before; until [ -e '{}' ]; do sleep 0.1; done; echo too many; sleep 60", go.display());
-            let mut child = client.sh(script).spawn().expect("started");
+            // With a pipe for its stdin, that stays open: not even an EOF is sent meanwhile.
+            let mut child = client.exec_command(&script).expect("started");
             let mut stdout = child.stdout.take().expect("piped");
             let mut line = [0; 7];
             stdout.read_exact(&mut line).expect("the first line");
