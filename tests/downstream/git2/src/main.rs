@@ -11,7 +11,7 @@ use std::thread;
 
 use git2::build::RepoBuilder;
 use git2::{CertificateCheckStatus, Cred, FetchOptions, RemoteCallbacks, Repository, Signature};
-use plain::{whose, Failure, Server};
+use plain::{Failure, Server};
 
 /// The size of the one file in the repository, and of what threadline sends each time: ten full packets and more.
 const BYTES: usize = 384 << 10;
@@ -33,7 +33,6 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<String, Failure> {
-    whose::listen()?;
     let server = Server::from_env()?;
     let cipher = server.cipher.clone().ok_or("run this below with-sshd --cipher NAME")?;
     let origin = server.dir.join("origin");
