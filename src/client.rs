@@ -61,6 +61,7 @@ struct About {
     auth_banner: Option<String>,
     authenticated_by: AuthAttempt,
     command_timeout: Option<Duration>,
+    open_timeout: Duration,
     at_limit: AtLimit,
 }
 
@@ -165,6 +166,10 @@ impl Client {
         self.about.command_timeout
     }
 
+    pub(crate) fn open_timeout(&self) -> Duration {
+        self.about.open_timeout
+    }
+
     pub(crate) fn at_limit(&self) -> AtLimit {
         self.about.at_limit
     }
@@ -195,6 +200,7 @@ pub struct ClientBuilder {
     auth_timeout: Duration,
     timeout: Option<Duration>,
     command_timeout: Option<Duration>,
+    open_timeout: Duration,
     at_limit: AtLimit,
     config: transport::Config,
 }
@@ -227,6 +233,7 @@ impl ClientBuilder {
             auth_timeout: Duration::from_secs(60),
             timeout: None,
             command_timeout: None,
+            open_timeout: Duration::from_secs(30),
             at_limit: AtLimit::Wait,
             config: transport::Config {
                 window: 2 << 20,
@@ -341,6 +348,13 @@ impl ClientBuilder {
         self
     }
 
+    /// Limits opening a stream through the server ([`Client::tcp_connect`] and its kind), and the answer to a
+    /// [`request`](Client::request). The default is 30 s.
+    pub fn open_timeout(mut self, timeout: Duration) -> Self {
+        self.open_timeout = timeout;
+        self
+    }
+
     /// Probes the server after `interval` of silence, and gives the connection up after `count` probes without an
     /// answer. The default is 15 s and 3. It also is the limit for data that the network does not acknowledge
     /// (TCP_USER_TIMEOUT).
@@ -451,8 +465,17 @@ impl ClientBuilder {
         log::info!("connected to {host} as {}", escape(&user));
         let handle = transport::start(packets, pool, self.config, host.host())?;
 
-        let (command_timeout, at_limit) = (self.command_timeout, self.at_limit);
-        let about = About { user, host, address, handshake, auth_banner, authenticated_by, command_timeout, at_limit };
+        let about = About {
+            user,
+            host,
+            address,
+            handshake,
+            auth_banner,
+            authenticated_by,
+            command_timeout: self.command_timeout,
+            open_timeout: self.open_timeout,
+            at_limit: self.at_limit,
+        };
         Ok(Client { handle, about: Arc::new(about) })
     }
 

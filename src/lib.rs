@@ -317,11 +317,13 @@ mod connect;
 mod connection;
 mod error;
 mod exit_status;
+mod forward;
 mod kill;
 mod lines;
 mod printer;
 mod quote;
 mod shell;
+mod stream;
 mod transport;
 
 pub use about::{agent_keys, check_seam, known_hosts_files, versions, AgentKey, Versions};
@@ -335,6 +337,7 @@ pub use connect::{
 };
 pub use error::{AuthAttempt, AuthError, Error, HostKeyError, Phase, Received, Result, Stream};
 pub use exit_status::{ExitSignal, ExitStatus};
+pub use forward::Endpoint;
 pub use kill::KillOutcome;
 pub use lines::{LineBuffer, LineEnd, Lines, Piece, Pieces, DEFAULT_LINE_LIMIT};
 pub use printer::{
@@ -342,6 +345,7 @@ pub use printer::{
     BATCHES_PER_SOURCE, DEFAULT_PATIENCE, DEFAULT_QUEUE,
 };
 pub use shell::{Pty, Shell, TerminalMode};
+pub use stream::ChannelStream;
 #[cfg(feature = "_faults")]
 #[doc(hidden)]
 pub use transport::fault::Fault;

@@ -40,6 +40,8 @@ const UNSENT_HIGH: usize = 512 * 1024;
 const TURN_SENT: usize = 2 * 1024 * 1024;
 /// The goodbye of a dropped client is given this long to leave.
 const GOODBYE: Duration = Duration::from_secs(2);
+/// What was written to a channel that nobody holds any more is given this long to leave.
+const LINGER: Duration = Duration::from_secs(60);
 /// After this long without traffic, buffers kept for reuse are freed.
 const TRIM_AFTER: Duration = Duration::from_millis(500);
 /// The smallest receive window, for when the memory limit is near.

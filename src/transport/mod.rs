@@ -35,7 +35,7 @@ use chunk::Pool;
 use event_loop::EventLoop;
 #[cfg(feature = "_faults")]
 use fault::Fault;
-use message::{Notice, Request, SessionPlan, Start, Token};
+use message::{Notice, Plan, Request, Start, Token};
 use packet::Packets;
 use pipe::{Pipe, Shared};
 use wake::Wake;
@@ -149,10 +149,10 @@ impl Handle {
     }
 
     /// Opens a channel and starts what it is for, without waiting: the pipe tells how it went.
-    pub fn start(&self, plan: SessionPlan) -> (Token, Arc<Pipe>) {
+    pub fn start(&self, plan: impl Into<Plan>) -> (Token, Arc<Pipe>) {
         let token = self.inner.tokens.fetch_add(1, Ordering::Relaxed);
         let pipe = Arc::new(Pipe::new(self.inner.shared.clone()));
-        self.inner.post(Request::Start(Start::new(token, Arc::clone(&pipe), plan)));
+        self.inner.post(Request::Start(Start::new(token, Arc::clone(&pipe), plan.into())));
         (token, pipe)
     }
 
@@ -170,6 +170,11 @@ impl Handle {
 
     pub fn close(&self, token: Token) {
         self.inner.post(Request::Close(token));
+    }
+
+    /// Gives a channel up once all that was written to it has been sent.
+    pub fn release(&self, token: Token) {
+        self.inner.post(Request::Release(token));
     }
 
     /// Sends a global request and waits for its answer; `Ok(None)`: the server said no.

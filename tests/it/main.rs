@@ -18,6 +18,8 @@ mod endings;
 mod examples;
 /// The tests of the tools below.
 mod fixtures;
+/// Tunnels: streams through the server, forwards both ways.
+mod forwarding;
 /// Servers that break the rules, and networks that break packets.
 mod hostile;
 /// A TCP proxy that delays, slows, splits, falsifies, stalls and cuts.

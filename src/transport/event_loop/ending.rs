@@ -56,7 +56,7 @@ impl EventLoop {
     pub(super) fn urgent_work(&self) -> bool {
         self.entries.values().any(|e| {
             let waits = !matches!(e.stage, Stage::Running | Stage::Closing);
-            e.plan.urgent && waits && e.asked.elapsed() < GOODBYE
+            e.plan.session().is_some_and(|plan| plan.urgent) && waits && e.asked.elapsed() < GOODBYE
         })
     }
 

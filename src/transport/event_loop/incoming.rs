@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::super::chunk::ByteQueue;
-use super::super::message::{AtLimit, Token};
+use super::super::message::{AtLimit, OpenPlan, Plan, Token};
 use super::super::packet::Incoming;
 use super::super::pipe::Credit;
 use super::entry::{begin, prepare, Asked, Entry, Owner, Stage};
@@ -139,6 +139,7 @@ impl EventLoop {
         let Some(Owner::User(token)) = self.owners.get(&id).copied() else { return };
         let Some(entry) = self.entries.get(&token) else { return };
         let (asked, wanted) = (entry.asked, entry.stage == Stage::Opening);
+        // A server that connects somewhere first takes longer; the shortest counts.
         self.note_round_trip(asked.elapsed());
         if wanted {
             self.run_on(token, id, false);
@@ -164,17 +165,22 @@ impl EventLoop {
         entry.id = Some(id);
         entry.on_spare = on_spare;
         entry.pipe.opened();
-        entry.stage = Stage::Preparing(prepare(&mut self.connection, id, &entry.plan));
-        self.prepared(token);
+        match &entry.plan {
+            Plan::Session(plan) => {
+                entry.stage = Stage::Preparing(prepare(&mut self.connection, id, plan));
+                self.prepared(token);
+            }
+            Plan::Other(_) => self.runs(token),
+        }
     }
 
     /// If nothing more has to be prepared, starts what the session is for.
     pub(super) fn prepared(&mut self, token: Token) {
         let Some(entry) = self.entries.get_mut(&token) else { return };
-        let Some(id) = entry.id else { return };
+        let (Some(id), Plan::Session(plan)) = (entry.id, &entry.plan) else { return };
         if matches!(&entry.stage, Stage::Preparing(due) if due.is_empty()) {
             log::debug!("{id}: starting");
-            entry.stage = Stage::Starting(begin(&mut self.connection, id, &entry.plan.run));
+            entry.stage = Stage::Starting(begin(&mut self.connection, id, &plan.run));
         }
     }
 
@@ -221,7 +227,12 @@ impl EventLoop {
         let Some(entry) = self.entries.get_mut(&token) else { return };
         entry.id = None;
         if entry.stage == Stage::Closing {
-            self.entries.remove(&token);
+            self.forget(token);
+            return;
+        }
+        if let Plan::Other(OpenPlan { kind, to, .. }) = &entry.plan {
+            let (kind, to) = (kind.clone(), to.clone());
+            self.fail(token, Error::OpenRefused { kind, to, reason, description, limit: None });
             return;
         }
         // OpenSSH says "connect failed" when MaxSessions is reached; others say "resource shortage".
@@ -242,9 +253,9 @@ impl EventLoop {
             }
             self.sessions.limit_met(held, ended_about, Instant::now());
         }
-        let kind = "session".to_owned();
+        let (kind, to) = ("session".to_owned(), String::new());
         let limit = (looks_like_limit && held > 0).then_some(held);
-        self.fail(token, Error::OpenRefused { kind, reason, description, limit });
+        self.fail(token, Error::OpenRefused { kind, to, reason, description, limit });
     }
 
     pub(super) fn park_again(&mut self, token: Token) {
@@ -289,7 +300,7 @@ impl EventLoop {
             return;
         }
         entry.pipe.closed();
-        self.entries.remove(&token);
+        self.forget(token);
     }
 
     /// A session has ended: the next one that waits may begin.
@@ -308,7 +319,8 @@ impl EventLoop {
         let first = entry.pipe.said().is_none();
         entry.pipe.exit_said(status);
         // Once: a server may say it a million times.
-        if let Some(end) = entry.plan.grace.filter(|_| first).and_then(|grace| Instant::now().checked_add(grace)) {
+        let grace = entry.plan.session().and_then(|plan| plan.grace).filter(|_| first);
+        if let Some(end) = grace.and_then(|grace| Instant::now().checked_add(grace)) {
             self.graces.insert((end, token));
         }
     }

@@ -85,6 +85,7 @@ impl EventLoop {
             if entry.eof_wanted && !entry.eof_sent {
                 entry.eof_sent = true;
                 self.connection.eof(id);
+                self.close_if_sent(token);
             }
             return Ok(Some(0));
         }
