@@ -63,6 +63,7 @@ struct About {
     command_timeout: Option<Duration>,
     open_timeout: Duration,
     at_limit: AtLimit,
+    has_agent: bool,
 }
 
 impl Client {
@@ -148,7 +149,7 @@ impl Client {
 
     /// Sends everything that is queued on every channel, waits until the server has passed it on to its commands, says
     /// goodbye, and waits for the end; at most for `deadline` and a few seconds more for the goodbye. Commands that
-    /// still run are hung up. All clones are closed.
+    /// still run are hung up, and connections through forwards are cut off. All clones are closed.
     ///
     /// # Errors
     ///
@@ -168,6 +169,10 @@ impl Client {
 
     pub(crate) fn open_timeout(&self) -> Duration {
         self.about.open_timeout
+    }
+
+    pub(crate) fn has_agent(&self) -> bool {
+        self.about.has_agent
     }
 
     pub(crate) fn at_limit(&self) -> AtLimit {
@@ -243,6 +248,7 @@ impl ClientBuilder {
                 spare_channel: true,
                 liveness: Some((Duration::from_secs(15), 3)),
                 exchange_timeout: Duration::from_secs(30),
+                agent: None,
             },
         }
     }
@@ -288,6 +294,16 @@ impl ClientBuilder {
     pub fn agent_socket(mut self, path: impl AsRef<Path>) -> Self {
         self.credentials.agent = true;
         self.credentials.agent_socket = Some(expand_home(path.as_ref()));
+        self
+    }
+
+    /// The agent's socket that commands of this connection may be given, so that programs on the server can log in
+    /// elsewhere with the keys it holds. By itself this gives it to none: a command asks for it with
+    /// [`Command::forward_agent`](crate::Command::forward_agent). `~/` stands for the home directory.
+    ///
+    /// Whoever is root on the server can use the agent's keys for as long as such a command runs.
+    pub fn forward_agent(mut self, socket: impl AsRef<Path>) -> Self {
+        self.config.agent = Some(expand_home(socket.as_ref()));
         self
     }
 
@@ -349,7 +365,8 @@ impl ClientBuilder {
     }
 
     /// Limits opening a stream through the server ([`Client::tcp_connect`] and its kind), and the answer to a
-    /// [`request`](Client::request). The default is 30 s.
+    /// [`request`](Client::request). The default is 30 s. It holds for connections through a
+    /// [`Forward`](crate::Forward), too.
     pub fn open_timeout(mut self, timeout: Duration) -> Self {
         self.open_timeout = timeout;
         self
@@ -463,6 +480,7 @@ impl ClientBuilder {
         let authenticated_by = logged_in?;
         packets.begin_connection();
         log::info!("connected to {host} as {}", escape(&user));
+        let has_agent = self.config.agent.is_some();
         let handle = transport::start(packets, pool, self.config, host.host())?;
 
         let about = About {
@@ -475,6 +493,7 @@ impl ClientBuilder {
             command_timeout: self.command_timeout,
             open_timeout: self.open_timeout,
             at_limit: self.at_limit,
+            has_agent,
         };
         Ok(Client { handle, about: Arc::new(about) })
     }

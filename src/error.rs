@@ -427,6 +427,13 @@ impl Error {
                 "the server's AcceptEnv does not list this variable; pass it inside the command instead (env_inline)"
                     .into()
             }
+            Error::RequestRefused { request, .. } if request == "tcpip-forward" => {
+                "the port may be taken, or the server's sshd_config forbids it (AllowTcpForwarding, PermitListen)"
+                    .into()
+            }
+            Error::RequestRefused { request, .. } if request.starts_with("streamlocal-forward") => {
+                "the file may exist already, or the server's sshd_config forbids it (AllowStreamLocalForwarding)".into()
+            }
             Error::UnreadStream { unread, .. } => {
                 format!("read {unread} on another thread, drop it, or raise the unread limit")
             }

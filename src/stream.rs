@@ -20,7 +20,8 @@ use crate::transport::Handle;
 const MAX_TEXT: usize = 32 * 1024;
 
 /// One channel as a stream of bytes both ways: a connection that the server made for us ([`Client::tcp_connect`],
-/// [`Client::unix_connect`]), or any other channel ([`Client::open_channel`]).
+/// [`Client::unix_connect`]), one that it passes on ([`RemoteListener`](crate::RemoteListener)), or any other channel
+/// ([`Client::open_channel`]).
 ///
 /// It has the ways of [`std::net::TcpStream`]: [`Read`] and [`Write`] are there for `&ChannelStream` too, so that two
 /// threads may share it, and [`try_clone`](ChannelStream::try_clone) gives another handle to the same stream.
@@ -248,7 +249,7 @@ impl Client {
     /// [`Error::InvalidTarget`]; [`Error::OpenRefused`] with the server's reason: it could not connect, or it may not;
     /// [`Error::Timeout`]; why the connection was lost.
     pub fn tcp_connect(&self, target: &str) -> Result<ChannelStream> {
-        match target.parse::<Endpoint>()?.as_target()? {
+        match target.parse::<Endpoint>()?.into_target()? {
             Endpoint::Tcp { host, port } => {
                 let plan = OpenPlan {
                     kind: "direct-tcpip".into(),

@@ -74,7 +74,7 @@ impl Endpoint {
     }
 
     /// Checks what somebody is to connect to.
-    pub(crate) fn as_target(self) -> Result<Endpoint> {
+    pub(crate) fn into_target(self) -> Result<Endpoint> {
         match &self {
             Endpoint::Tcp { host, .. } if host.is_empty() || host == "*" => {
                 Err(invalid(&self.to_string(), "a host to connect to is missing; write it as host:port"))
@@ -166,7 +166,7 @@ mod tests {
             assert!(text.parse::<Endpoint>().is_err(), "{text:?}");
         }
         for text in ["*:80", ":80", "db:0"] {
-            assert!(text.parse::<Endpoint>().unwrap().as_target().is_err(), "{text:?}");
+            assert!(text.parse::<Endpoint>().unwrap().into_target().is_err(), "{text:?}");
         }
         assert!(format!("/{}", "a".repeat(2000)).parse::<Endpoint>().is_err());
     }

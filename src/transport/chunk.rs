@@ -134,6 +134,15 @@ impl ByteQueue {
         self.chunks.front().map_or(&[], Chunk::bytes)
     }
 
+    /// The first pieces, as many as there is room for; how many.
+    pub fn pieces<'a>(&'a self, into: &mut [std::io::IoSlice<'a>]) -> usize {
+        let count = into.len().min(self.chunks.len());
+        for (slot, chunk) in into.iter_mut().zip(&self.chunks) {
+            *slot = std::io::IoSlice::new(chunk.bytes());
+        }
+        count
+    }
+
     /// Moves bytes from the front into `into`; how many.
     pub fn read(&mut self, into: &mut [u8], pool: &Pool) -> usize {
         let mut done = 0;

@@ -1,12 +1,14 @@
 //! All that crosses between user threads and the transport thread: requests one way, a [`Pipe`] per channel for bytes
 //! and endings both ways.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 
 use super::fault::Fault;
+use super::forward::Begin;
 use super::pipe::Pipe;
 use crate::error::Error;
 
@@ -31,6 +33,14 @@ pub(crate) enum Request {
     Release(Token),
     /// Send a global request.
     Global { name: String, data: Vec<u8>, reply: Sender<Result<Vec<u8>, Error>> },
+    /// Begin a forward.
+    Forward(Begin),
+    /// Take no new connections.
+    StopForward(Token),
+    /// End a forward and its connections.
+    EndForward(Token),
+    /// What a name of this side was looked up to.
+    Resolved(Token, Result<Vec<SocketAddr>, Error>),
     /// Send all that is queued on every channel, say goodbye and end, not later than the deadline.
     Finish { deadline: Instant, limit: Duration, done: Sender<Result<(), Error>> },
     /// The last handle is gone: say goodbye and end.
@@ -132,6 +142,8 @@ pub(crate) struct SessionPlan {
     pub at_limit: AtLimit,
     /// It is to start even if the last handle goes away meanwhile.
     pub urgent: bool,
+    /// It is given the agent (`auth-agent-req@openssh.com`).
+    pub agent: bool,
 }
 
 impl std::fmt::Debug for SessionPlan {

@@ -12,6 +12,7 @@
 //! overlapping borrows instead of aliasing. No panic leaves a callback.
 
 mod framing;
+pub(crate) mod poll;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};

@@ -1,7 +1,17 @@
 //! Tunnels: streams through the server, forwards both ways, and what goes wrong at their far ends.
 
+/// Accepting here what connects at the server; and the agent.
+mod accepting;
+/// What every kind of forward carries, and how its ends end.
+mod carrying;
+/// What is left of a forward: nothing.
+mod ending;
+/// Targets that cannot be reached, servers that do not allow it, and limits.
+mod failing;
 /// Streams: `tcp_connect`, `unix_connect`, any channel, any request.
 mod streams;
+/// A forward of each kind.
+mod tunnel;
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, SocketAddrV4, TcpListener, TcpStream};

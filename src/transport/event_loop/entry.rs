@@ -79,6 +79,8 @@ pub(super) struct Asked {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Owner {
     User(Token),
+    /// A socket of this side.
+    Link(Token),
     Spare,
     /// Was spare or never ours; only its end is of interest.
     Nobody,
@@ -90,6 +92,10 @@ pub(super) fn prepare(connection: &mut Connection, id: ChannelId, plan: &Session
     for (name, value) in &plan.env {
         let _ = connection.request(id, &ChannelRequest::Env { name, value }, true);
         asked.push_back(Asked { request: "env", detail: Some(String::from_utf8_lossy(name).into_owned()) });
+    }
+    if plan.agent {
+        let _ = connection.request(id, &ChannelRequest::AuthAgent, true);
+        asked.push_back(Asked { request: "auth-agent-req@openssh.com", detail: None });
     }
     if let Some(pty) = &plan.pty {
         let request = ChannelRequest::Pty {

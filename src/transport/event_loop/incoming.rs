@@ -10,7 +10,7 @@ use super::super::packet::Incoming;
 use super::super::pipe::Credit;
 use super::entry::{begin, prepare, Asked, Entry, Owner, Stage};
 use super::{EventLoop, GlobalWaiter, MIN_WINDOW, TURN_BYTES, TURN_PACKETS, WAKE_BYTES};
-use crate::connection::{ChannelId, Event, OpenFailure};
+use crate::connection::{ChannelId, Event};
 use crate::error::{escape, Error, Result, Stream};
 use crate::exit_status::{ExitSignal, ExitStatus};
 
@@ -50,7 +50,11 @@ impl EventLoop {
     }
 
     pub(super) fn data(&mut self, id: ChannelId, stream: Stream, payload: Vec<u8>, range: std::ops::Range<usize>) {
-        let Some(Owner::User(token)) = self.owners.get(&id).copied() else { return };
+        let token = match self.owners.get(&id) {
+            Some(&Owner::User(token)) => token,
+            Some(&Owner::Link(token)) => return self.link_data(token, payload, range),
+            _ => return,
+        };
         let Some(entry) = self.entries.get_mut(&token) else { return };
         let len = range.len();
         let credit = entry.pipe.push(stream, payload, range, entry.flow.window());
@@ -73,8 +77,12 @@ impl EventLoop {
     }
 
     fn eof(&mut self, id: ChannelId) {
-        let Some(Owner::User(token)) = self.owners.get(&id) else { return };
-        let Some(entry) = self.entries.get(token) else { return };
+        let token = match self.owners.get(&id) {
+            Some(&Owner::User(token)) => token,
+            Some(&Owner::Link(token)) => return self.link_eof(token),
+            _ => return,
+        };
+        let Some(entry) = self.entries.get(&token) else { return };
         entry.pipe.eof();
         self.waking.push(Arc::clone(&entry.pipe));
     }
@@ -83,17 +91,17 @@ impl EventLoop {
         match event {
             Event::Nothing | Event::Data { .. } => {}
             // It used up window, and nobody will read it.
-            Event::Ignored { channel, .. } => self.with_user(channel, Self::credit),
+            Event::Ignored { channel, .. } => match self.owners.get(&channel) {
+                Some(&Owner::Link(token)) => self.credit_link(token),
+                _ => self.with_user(channel, Self::credit),
+            },
             Event::Opened { channel } => self.opened(channel),
             Event::OpenFailed { channel, reason, description } => self.open_failed(channel, reason, description),
-            Event::OpenRequested { channel, kind, .. } => {
-                log::debug!(
-                    "the server wants to open '{}', which nobody expects",
-                    escape(&String::from_utf8_lossy(kind))
-                );
-                self.connection.refuse(channel, OpenFailure::AdministrativelyProhibited, "not expected");
-            }
-            Event::Writable { channel } => self.with_user(channel, Self::line_up),
+            Event::OpenRequested { channel, kind, data } => self.peer_opens(channel, kind, data),
+            Event::Writable { channel } => match self.owners.get(&channel) {
+                Some(&Owner::Link(token)) => self.line_up_link(token),
+                _ => self.with_user(channel, Self::line_up),
+            },
             Event::Eof { channel } => self.eof(channel),
             Event::Closed { channel } => self.closed(channel),
             Event::Reply { channel, success } => self.with_user(channel, |this, token| this.reply(token, success)),
@@ -106,10 +114,13 @@ impl EventLoop {
                 };
                 self.exit_said(channel, ExitStatus::Signal(signal));
             }
-            Event::Eow { channel } => self.with_entry(channel, |entry| {
-                entry.outbound = ByteQueue::default();
-                entry.pipe.broken();
-            }),
+            Event::Eow { channel } => match self.owners.get(&channel) {
+                Some(&Owner::Link(token)) => self.link_unheard(token),
+                _ => self.with_entry(channel, |entry| {
+                    entry.outbound = ByteQueue::default();
+                    entry.pipe.broken();
+                }),
+            },
             Event::GlobalReply { success, data } => self.global_reply(success, data),
             Event::HostKeys { .. } => log::debug!("the server lists its host keys"),
         }
@@ -130,6 +141,10 @@ impl EventLoop {
     }
 
     pub(super) fn opened(&mut self, id: ChannelId) {
+        if let Some(&Owner::Link(token)) = self.owners.get(&id) {
+            self.link_opened(token);
+            return;
+        }
         self.sessions.began(self.confirmed_sessions());
         if self.sessions.spare_opened(id) {
             log::debug!("{id}: open in advance");
@@ -223,6 +238,10 @@ impl EventLoop {
             self.serve_parked();
             return;
         }
+        if let Some(Owner::Link(token)) = owner {
+            self.link_refused(token, reason, description.as_bytes());
+            return;
+        }
         let Some(Owner::User(token)) = owner else { return };
         let Some(entry) = self.entries.get_mut(&token) else { return };
         entry.id = None;
@@ -281,8 +300,10 @@ impl EventLoop {
         }
         let owner = self.owners.remove(&id);
         self.sessions.spare_closed(id);
-        if let Some(Owner::User(token)) = owner {
-            self.entry_closed(token);
+        match owner {
+            Some(Owner::User(token)) => self.entry_closed(token),
+            Some(Owner::Link(token)) => self.link_closed(token),
+            _ => {}
         }
         self.serve_parked();
     }
@@ -335,6 +356,9 @@ impl EventLoop {
                 };
                 let _ = reply.send(answer);
             }
+            Some(GlobalWaiter::Listen { token, name, asked }) => {
+                self.listening(token, name, success.then_some(data), asked);
+            }
             Some(GlobalWaiter::Probe) | None => {}
         }
     }
@@ -357,6 +381,18 @@ impl EventLoop {
         }
         let outstanding = u64::from(self.connection.granted(id));
         let Some(bytes) = entry.flow.grant(credit.allowed, outstanding) else { return };
+        self.grant_or_withhold(token, id, bytes, outstanding, &credit);
+    }
+
+    /// Grants bytes, unless the memory limit is reached.
+    pub(super) fn grant_or_withhold(
+        &mut self,
+        token: Token,
+        id: ChannelId,
+        bytes: u32,
+        outstanding: u64,
+        credit: &Credit,
+    ) {
         if self.memory_is_full() {
             if !self.withheld.contains(&token) {
                 self.withheld.push(token);
@@ -397,6 +433,7 @@ impl EventLoop {
         self.shared.withheld.store(false, Ordering::Relaxed);
         for token in std::mem::take(&mut self.withheld) {
             self.credit(token);
+            self.credit_link(token);
         }
     }
 }

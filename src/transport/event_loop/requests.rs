@@ -28,6 +28,10 @@ impl EventLoop {
                 self.connection.global_request(&name, &data, true);
                 self.globals.push_back(GlobalWaiter::User { name, reply });
             }
+            Request::Forward(begin) => self.begin_forward(begin),
+            Request::StopForward(token) => self.stop_forward(token),
+            Request::EndForward(token) => self.end_forward(token, Error::Closed),
+            Request::Resolved(token, found) => self.resolved(token, found),
             Request::Finish { deadline, limit, done } => self.finish(deadline, limit, done),
             Request::Abandon => self.ending = Ending::Now,
             Request::Inject(Fault::Loop) => self.fault = Some(Fault::Loop),

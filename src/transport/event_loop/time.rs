@@ -33,6 +33,7 @@ impl EventLoop {
             return Err(Error::Protocol(format!("a key exchange was not finished within {limit} s")));
         }
         self.end_graces(now);
+        self.end_late_links(now);
         if self.sessions.has_parked() {
             self.serve_parked();
         }
@@ -103,6 +104,8 @@ impl EventLoop {
             ending,
             self.packets.exchange_deadline(self.config.exchange_timeout),
             self.graces.first().map(|&(at, _)| at),
+            self.link_deadlines.first().map(|&(at, _)| at),
+            self.forwards.values().filter_map(|forward| forward.rests).min(),
             self.sessions.next_review(),
             self.sessions.next_try(),
             (!self.trimmed).then(|| last + TRIM_AFTER),
