@@ -89,8 +89,8 @@ impl EventLoop {
             // Which port it chose.
             (Some(data), Endpoint::Tcp { port: port @ 0, .. }) => {
                 match connection::allocated_port(data).ok().and_then(|port| u16::try_from(port).ok()) {
-                    Some(chosen) => *port = chosen,
-                    None => failure = Some(Error::Protocol("it listens, and does not say on which port".into())),
+                    Some(chosen @ 1..) => *port = chosen,
+                    _ => failure = Some(Error::Protocol("it listens, and does not say on which port".into())),
                 }
             }
             _ => {}

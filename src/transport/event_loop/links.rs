@@ -526,7 +526,8 @@ impl EventLoop {
         let Some(link) = self.links.get_mut(&token) else { return };
         (link.id, link.eof_received) = (None, true);
         if !link.is_through() {
-            let error = Error::ConnectionLost { reason: "the server closed the channel".into(), silent: None };
+            let closed = || Error::ConnectionLost { reason: "the server closed the channel".into(), silent: None };
+            let error = link.ends_when_sent.take().unwrap_or_else(closed);
             self.end_link(token, Some(error));
             return;
         }

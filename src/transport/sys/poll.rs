@@ -23,9 +23,8 @@ impl PollSet {
 
     /// Adds a descriptor. An error or hang-up of it is reported whatever `events` says.
     pub fn add(&mut self, fd: &impl AsFd, events: PollFlags) {
-        // The casts keep the bits: poll's flags are those of a short.
-        let events = events.bits() as libc::c_short;
-        self.fds.push(libc::pollfd { fd: fd.as_fd().as_raw_fd(), events, revents: 0 });
+        // The cast keeps the bits: poll's flags are those of a short, signed or not.
+        self.fds.push(libc::pollfd { fd: fd.as_fd().as_raw_fd(), events: events.bits() as _, revents: 0 });
     }
 
     /// Waits until one of them is ready or the deadline has passed. An interruption by a signal looks like the latter.
@@ -47,7 +46,7 @@ impl PollSet {
 
     /// What was found of the descriptor that was added as this one.
     pub fn found(&self, index: usize) -> PollFlags {
-        PollFlags::from_bits_retain(self.fds[index].revents as u16)
+        PollFlags::from_bits_retain(self.fds[index].revents as _)
     }
 }
 
