@@ -61,7 +61,9 @@ struct About {
     auth_banner: Option<String>,
     authenticated_by: AuthAttempt,
     command_timeout: Option<Duration>,
+    open_timeout: Duration,
     at_limit: AtLimit,
+    has_agent: bool,
 }
 
 impl Client {
@@ -147,7 +149,7 @@ impl Client {
 
     /// Sends everything that is queued on every channel, waits until the server has passed it on to its commands, says
     /// goodbye, and waits for the end; at most for `deadline` and a few seconds more for the goodbye. Commands that
-    /// still run are hung up. All clones are closed.
+    /// still run are hung up, and connections through forwards are cut off. All clones are closed.
     ///
     /// # Errors
     ///
@@ -163,6 +165,14 @@ impl Client {
 
     pub(crate) fn command_timeout(&self) -> Option<Duration> {
         self.about.command_timeout
+    }
+
+    pub(crate) fn open_timeout(&self) -> Duration {
+        self.about.open_timeout
+    }
+
+    pub(crate) fn has_agent(&self) -> bool {
+        self.about.has_agent
     }
 
     pub(crate) fn at_limit(&self) -> AtLimit {
@@ -195,6 +205,7 @@ pub struct ClientBuilder {
     auth_timeout: Duration,
     timeout: Option<Duration>,
     command_timeout: Option<Duration>,
+    open_timeout: Duration,
     at_limit: AtLimit,
     config: transport::Config,
 }
@@ -227,6 +238,7 @@ impl ClientBuilder {
             auth_timeout: Duration::from_secs(60),
             timeout: None,
             command_timeout: None,
+            open_timeout: Duration::from_secs(30),
             at_limit: AtLimit::Wait,
             config: transport::Config {
                 window: 2 << 20,
@@ -236,6 +248,7 @@ impl ClientBuilder {
                 spare_channel: true,
                 liveness: Some((Duration::from_secs(15), 3)),
                 exchange_timeout: Duration::from_secs(30),
+                agent: None,
             },
         }
     }
@@ -281,6 +294,16 @@ impl ClientBuilder {
     pub fn agent_socket(mut self, path: impl AsRef<Path>) -> Self {
         self.credentials.agent = true;
         self.credentials.agent_socket = Some(expand_home(path.as_ref()));
+        self
+    }
+
+    /// The agent's socket that commands of this connection may be given, so that programs on the server can log in
+    /// elsewhere with the keys it holds. By itself this gives it to none: a command asks for it with
+    /// [`Command::forward_agent`](crate::Command::forward_agent). `~/` stands for the home directory.
+    ///
+    /// Whoever is root on the server can use the agent's keys for as long as such a command runs.
+    pub fn forward_agent(mut self, socket: impl AsRef<Path>) -> Self {
+        self.config.agent = Some(expand_home(socket.as_ref()));
         self
     }
 
@@ -338,6 +361,14 @@ impl ClientBuilder {
     /// The timeout of commands that set none themselves. The default is none.
     pub fn command_timeout(mut self, timeout: Duration) -> Self {
         self.command_timeout = Some(timeout);
+        self
+    }
+
+    /// Limits opening a stream through the server ([`Client::tcp_connect`] and its kind), and the answer to a
+    /// [`request`](Client::request). The default is 30 s. It holds for connections through a
+    /// [`Forward`](crate::Forward), too.
+    pub fn open_timeout(mut self, timeout: Duration) -> Self {
+        self.open_timeout = timeout;
         self
     }
 
@@ -452,10 +483,21 @@ impl ClientBuilder {
         let authenticated_by = logged_in?;
         packets.begin_connection();
         log::info!("connected to {host} as {}", escape(&user));
+        let has_agent = self.config.agent.is_some();
         let handle = transport::start(packets, pool, self.config, host.host())?;
 
-        let (command_timeout, at_limit) = (self.command_timeout, self.at_limit);
-        let about = About { user, host, address, handshake, auth_banner, authenticated_by, command_timeout, at_limit };
+        let about = About {
+            user,
+            host,
+            address,
+            handshake,
+            auth_banner,
+            authenticated_by,
+            command_timeout: self.command_timeout,
+            open_timeout: self.open_timeout,
+            at_limit: self.at_limit,
+            has_agent,
+        };
         Ok(Client { handle, about: Arc::new(about) })
     }
 

@@ -121,6 +121,7 @@ pub struct Command {
     start_timeout: Option<Duration>,
     exit_policy: ExitPolicy,
     on_drop: OnDrop,
+    agent: bool,
     at_limit: AtLimit,
     process_group: bool,
 }
@@ -158,6 +159,7 @@ impl Command {
             start_timeout: None,
             exit_policy: ExitPolicy::default(),
             on_drop: OnDrop::default(),
+            agent: false,
             at_limit: client.at_limit(),
             process_group: false,
         }
@@ -308,6 +310,15 @@ impl Command {
         self
     }
 
+    /// Whether the command may use the agent whose socket [`ClientBuilder::forward_agent`] names, while it runs. The
+    /// default is no. A server that does not let it (sshd's AllowAgentForwarding) refuses the command.
+    ///
+    /// [`ClientBuilder::forward_agent`]: crate::ClientBuilder::forward_agent
+    pub fn forward_agent(mut self, forward: bool) -> Command {
+        self.agent = forward;
+        self
+    }
+
     /// Starts the command. Blocks until the server has answered: one round trip, or two if no channel was open in
     /// advance.
     ///
@@ -385,6 +396,11 @@ impl Command {
         if let Text::Subsystem(name) = &self.text {
             check_size(name.len(), "the subsystem's name")?;
         }
+        if self.agent && !self.client.has_agent() {
+            return Err(Error::invalid(
+                "which agent to forward was not said; ClientBuilder::forward_agent names its socket",
+            ));
+        }
         let grace = match self.exit_policy {
             ExitPolicy::Closed => None,
             ExitPolicy::AfterStatus(grace) => Some(grace),
@@ -396,6 +412,7 @@ impl Command {
             grace,
             at_limit: self.at_limit,
             urgent: false,
+            agent: self.agent,
         })
     }
 

@@ -168,11 +168,13 @@ pub enum Error {
         silent: Option<Duration>,
     },
     /// The server refused to open a channel (RFC 4254 §5.1).
-    #[error("the server refused to open a {kind} channel: {} (reason {reason}){}", escape(.description), limit_note(.limit))]
+    #[error("the server refused to open a {kind} channel{}: {} ({}){}", to_note(.to), escape(.description), reason_name(*.reason), limit_note(.limit))]
     OpenRefused {
         /// The channel type.
         kind: String,
-        /// The reason code.
+        /// What it was to lead to, such as `db:5432`; empty for a session.
+        to: String,
+        /// The reason code (RFC 4254 §5.1): 1 prohibited, 2 connect failed, 3 unknown type, 4 resource shortage.
         reason: u32,
         /// The server's words.
         description: String,
@@ -413,9 +415,24 @@ impl Error {
                 "raise MaxSessions in the server's sshd_config, or let commands wait for a free session (the default)"
                     .into()
             }
+            Error::OpenRefused { kind, reason: 1, .. } if kind.starts_with("direct-") => {
+                "the server's sshd_config forbids it (AllowTcpForwarding, AllowStreamLocalForwarding, PermitOpen), or \
+                 restricts the key"
+                    .into()
+            }
+            Error::OpenRefused { kind, reason: 2, .. } if kind.starts_with("direct-") => {
+                "the server could not connect there itself: try it from a shell on the server".into()
+            }
             Error::RequestRefused { request, .. } if request == "env" => {
                 "the server's AcceptEnv does not list this variable; pass it inside the command instead (env_inline)"
                     .into()
+            }
+            Error::RequestRefused { request, .. } if request == "tcpip-forward" => {
+                "the port may be taken, or the server's sshd_config forbids it (AllowTcpForwarding, PermitListen)"
+                    .into()
+            }
+            Error::RequestRefused { request, .. } if request.starts_with("streamlocal-forward") => {
+                "the file may exist already, or the server's sshd_config forbids it (AllowStreamLocalForwarding)".into()
             }
             Error::UnreadStream { unread, .. } => {
                 format!("read {unread} on another thread, drop it, or raise the unread limit")
@@ -508,6 +525,23 @@ fn received_note(received: &Option<Arc<Received>>) -> String {
 
 fn silence_note(silent: &Option<Duration>) -> String {
     silent.as_ref().map_or(String::new(), |s| format!(" (silent for {})", seconds(s)))
+}
+
+fn reason_name(reason: u32) -> String {
+    match reason {
+        1 => "administratively prohibited".into(),
+        2 => "connect failed".into(),
+        3 => "unknown channel type".into(),
+        4 => "resource shortage".into(),
+        other => format!("reason {other}"),
+    }
+}
+
+fn to_note(to: &str) -> String {
+    if to.is_empty() {
+        return String::new();
+    }
+    format!(" to {}", escape(to))
 }
 
 fn limit_note(limit: &Option<usize>) -> String {

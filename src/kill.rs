@@ -142,6 +142,7 @@ fn plan(group: Group, grace: Duration) -> SessionPlan {
         grace: None,
         at_limit: AtLimit::Wait,
         urgent: true,
+        agent: false,
     }
 }
 

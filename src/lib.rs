@@ -207,6 +207,35 @@
 //! # }
 //! ```
 //!
+//! # Tunnels
+//!
+//! The server connects where only it can, and what comes is a stream with the ways of a
+//! [`TcpStream`](std::net::TcpStream); an HTTP client or a database driver that takes a [`Read`] and [`Write`] works over
+//! it (`examples/http_over_ssh.rs`). A forward does so for other programs, ssh's `-L`, `-R` and `-D`:
+//!
+//! ```no_run
+//! # use std::io::{Read, Write};
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let client = threadline::Client::connect("alice@bastion")?;
+//! let mut stream = client.tcp_connect("intranet:80")?;
+//! stream.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
+//! let mut page = Vec::new();
+//! stream.read_to_end(&mut page)?;
+//!
+//! let database = client.forward_local("127.0.0.1:0", "db:5432")?;
+//! println!("psql -h 127.0.0.1 -p {}", database.local_addr().expect("a TCP port").port());
+//! let proxy = client.forward_dynamic("127.0.0.1:1080")?;
+//! let published = client.forward_remote("127.0.0.1:8080", "localhost:3000")?;
+//! println!("{:?}", published.counters());
+//! # drop(proxy);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Dropping a [`Forward`] ends it. It needs no thread: each connection is carried by the one that the [`Client`] has, and
+//! a slow or silent one holds up no other. [`Client::listen_remote`] accepts in your program what connects at the server;
+//! [`Client::open_channel`] and [`Client::request`] reach what has no name here. X11 is not forwarded.
+//!
 //! # Timeouts
 //!
 //! Getting connected has limits by default: 10 s each to resolve and to connect, 20 s for the key exchange, 60 s to log
@@ -342,11 +371,13 @@ mod connect;
 mod connection;
 mod error;
 mod exit_status;
+mod forward;
 mod kill;
 mod lines;
 mod printer;
 mod quote;
 mod shell;
+mod stream;
 mod transport;
 
 pub use about::{
@@ -362,6 +393,9 @@ pub use connect::{
 };
 pub use error::{AuthAttempt, AuthError, Error, HostKeyError, Phase, Received, Result, Stream};
 pub use exit_status::{ExitSignal, ExitStatus};
+pub use forward::{
+    Endpoint, Forward, ForwardBuilder, ForwardCounters, ForwardEvent, Incoming, RemoteListener, ToEndpoint,
+};
 pub use kill::KillOutcome;
 pub use lines::{LineBuffer, LineEnd, Lines, Piece, Pieces, DEFAULT_LINE_LIMIT};
 pub use printer::{
@@ -369,6 +403,7 @@ pub use printer::{
     BATCHES_PER_SOURCE, DEFAULT_PATIENCE, DEFAULT_QUEUE,
 };
 pub use shell::{Pty, Shell, TerminalMode};
+pub use stream::ChannelStream;
 pub use transport::cipher::Implementation;
 #[cfg(feature = "_faults")]
 #[doc(hidden)]
@@ -380,6 +415,7 @@ pub use transport::message::{AtLimit, PtySize};
 #[cfg(feature = "_faults")]
 pub mod fuzzing {
     pub use crate::connection::fuzzing::{connection, wire};
+    pub use crate::forward::socks::fuzz as socks;
     pub use crate::transport::cipher::fuzzing::ciphers;
 }
 

@@ -226,6 +226,7 @@ impl Client {
             grace: None,
             at_limit: self.at_limit(),
             urgent: false,
+            agent: false,
         };
         let channel = Channel::start(self.handle(), plan, Limit::none(), &Limit::none(), OnDrop::HangUp)?;
         channel.drop_stream(Stream::Stderr);

@@ -198,6 +198,7 @@ fn the_transport_thread_allocates_nothing_for_a_packet() {
         if cipher == CIPHERS[0].0 {
             down(&client, cipher);
             up(&client, cipher);
+            forward(&client);
         }
         both_ways(&client, cipher);
         WATCHED.store(0, Ordering::SeqCst);
@@ -233,4 +234,26 @@ fn both_ways(client: &Client, cipher: &str) {
     hardly_allocates(&format!("{cipher} both ways"), COUNTED / PACKET, || read_exactly(&mut stdout, COUNTED / 2));
     echo.close();
     writer.join().unwrap();
+}
+
+/// Through a forward: no packet changes threads, and none takes an allocation.
+fn forward(client: &Client) {
+    let target = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let forward = client.forward_local("127.0.0.1:0", target.local_addr().unwrap().to_string()).unwrap();
+    let mut near = std::net::TcpStream::connect(forward.local_addr().unwrap()).unwrap();
+    let (far, _) = target.accept().unwrap();
+    let mut flood = far.try_clone().unwrap();
+    let writer = thread::spawn(move || while flood.write_all(&[0; 64 * 1024]).is_ok() {});
+    let reader = thread::spawn(move || drop(std::io::copy(&mut &far, &mut std::io::sink())));
+    let near_reader = near.try_clone().unwrap();
+    let chunk = vec![0; 256 * 1024];
+    let mut write = |bytes: u64| (0..bytes / chunk.len() as u64).for_each(|_| near.write_all(&chunk).unwrap());
+    read_exactly(&near_reader, WARM);
+    hardly_allocates("down a forward", COUNTED / PACKET, || read_exactly(&near_reader, COUNTED));
+    thread::spawn(move || drop(std::io::copy(&mut &near_reader, &mut std::io::sink())));
+    write(WARM);
+    hardly_allocates("both ways through a forward", COUNTED / PACKET, || write(COUNTED));
+    drop(forward);
+    writer.join().unwrap();
+    reader.join().unwrap();
 }

@@ -12,9 +12,10 @@ use crossbeam_channel::{bounded, never, select_biased, Receiver};
 use log::debug;
 use rustix::event::{poll, PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
-use rustix::net::{sockopt, AddressFamily, SocketType};
+use rustix::net::sockopt;
 
 use crate::error::{Error, Phase, Result};
+use crate::transport::dial::{begin, finish};
 
 /// How long an attempt stays alone before the next address is tried beside it: the "Connection Attempt Delay" that
 /// RFC 8305 §8 recommends.
@@ -250,32 +251,6 @@ fn race(
     }
 }
 
-/// Begins to connect without waiting.
-fn begin(address: &SocketAddr) -> io::Result<OwnedFd> {
-    let family = if address.is_ipv6() { AddressFamily::INET6 } else { AddressFamily::INET };
-    let socket = nonblocking_socket(family)?;
-    match rustix::net::connect(&socket, address) {
-        // interrupted: the attempt goes on in the background all the same (POSIX connect)
-        Ok(()) | Err(Errno::INPROGRESS | Errno::INTR) => Ok(socket),
-        Err(e) => Err(e.into()),
-    }
-}
-
-#[cfg(target_os = "linux")]
-fn nonblocking_socket(family: AddressFamily) -> io::Result<OwnedFd> {
-    use rustix::net::{socket_with, SocketFlags};
-    Ok(socket_with(family, SocketType::STREAM, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC, None)?)
-}
-
-/// In two steps, where `socket` takes no flags: a program started in between inherits the socket.
-#[cfg(not(target_os = "linux"))]
-fn nonblocking_socket(family: AddressFamily) -> io::Result<OwnedFd> {
-    let socket = rustix::net::socket(family, SocketType::STREAM, None)?;
-    rustix::io::fcntl_setfd(&socket, rustix::io::FdFlags::CLOEXEC)?;
-    rustix::io::ioctl_fionbio(&socket, true)?;
-    Ok(socket)
-}
-
 /// Waits until attempts have ended, well or not, and takes them out; none if it is `until` first.
 fn ended(in_flight: &mut Vec<(usize, OwnedFd)>, until: Option<Instant>) -> Result<Vec<(usize, OwnedFd)>> {
     let timeout = until.map(|until| until.saturating_duration_since(Instant::now()));
@@ -293,22 +268,11 @@ fn ended(in_flight: &mut Vec<(usize, OwnedFd)>, until: Option<Instant>) -> Resul
     Ok(ended)
 }
 
-/// The connection, if that is what the attempt has become.
-fn finish(socket: OwnedFd) -> io::Result<TcpStream> {
-    sockopt::socket_error(&socket)??;
-    let stream = TcpStream::from(socket);
-    // TCP connects a socket to itself when the port it tries on this machine happens to be the one that it was given
-    // for its own end: nobody listens there
-    if stream.local_addr()? == stream.peer_addr()? {
-        return Err(Errno::CONNREFUSED.into());
-    }
-    stream.set_nodelay(true)?;
-    Ok(stream)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::transport::dial::nonblocking_socket;
+    use rustix::net::{AddressFamily, SocketType};
     use std::io::ErrorKind;
     use std::net::TcpListener;
 

@@ -12,12 +12,6 @@
 //! What a hostile peer can make this hold is bounded: its unanswered opens, our unsent answers, and per channel one
 //! pending window adjustment.
 
-#![allow(
-    dead_code,
-    unused_imports,
-    reason = "the protocol is whole; tunnels and agent forwarding will call the rest of it"
-)]
-
 mod channel;
 #[cfg(any(test, feature = "_faults"))]
 pub mod fuzzing;
@@ -42,7 +36,7 @@ pub(crate) use channel::ChannelId;
 pub(crate) use violation::Violation;
 pub(crate) use wire::{
     allocated_port, direct_streamlocal, direct_tcpip, forwarded_streamlocal, forwarded_tcpip, host_keys,
-    streamlocal_forward, tcpip_forward, ChannelRequest, DataHeader, ForwardedTcpip, OpenFailure,
+    streamlocal_forward, tcpip_forward, ChannelRequest, DataHeader, OpenFailure,
 };
 
 /// The maximum packet size we advertise: bytes of data in one message that we accept, and the most we send in one.

@@ -134,6 +134,28 @@ impl ByteQueue {
         self.chunks.front().map_or(&[], Chunk::bytes)
     }
 
+    /// The first pieces, as many as there is room for; how many.
+    pub fn pieces<'a>(&'a self, into: &mut [std::io::IoSlice<'a>]) -> usize {
+        let count = into.len().min(self.chunks.len());
+        for (slot, chunk) in into.iter_mut().zip(&self.chunks) {
+            *slot = std::io::IoSlice::new(chunk.bytes());
+        }
+        count
+    }
+
+    /// Moves bytes from the front into `into`; how many.
+    pub fn read(&mut self, into: &mut [u8], pool: &Pool) -> usize {
+        let mut done = 0;
+        while done < into.len() && !self.is_empty() {
+            let front = self.front();
+            let n = front.len().min(into.len() - done);
+            into[done..done + n].copy_from_slice(&front[..n]);
+            self.consume(n, pool);
+            done += n;
+        }
+        done
+    }
+
     /// A copy of at most `most` bytes from the front.
     pub fn copy_front(&self, most: usize) -> Vec<u8> {
         let mut out = Vec::with_capacity(most.min(self.len));

@@ -4,7 +4,9 @@
 
 mod ending;
 mod entry;
+mod forwards;
 mod incoming;
+mod links;
 mod outgoing;
 mod requests;
 mod time;
@@ -15,17 +17,22 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
+use rustix::event::PollFlags;
 
 use super::fault::{self, Fault};
 use super::message::{Request, Token};
 use super::packet::Packets;
 use super::pipe::{Pipe, Shared};
 use super::sessions::Sessions;
-use super::wake::{self, Ready, Wake};
+use super::sys::poll::PollSet;
+use super::wake::{Ready, Wake};
 use super::Config;
 use crate::connection::{ChannelId, Connection, DataHeader};
 use crate::error::{Error, Result};
+use crate::forward::Endpoint;
 use entry::{Entry, Owner};
+use forwards::Forward;
+use links::Link;
 
 /// Bytes taken in before the other side of the loop gets its turn: a flooding server starves nobody.
 const TURN_BYTES: usize = 512 * 1024;
@@ -44,8 +51,14 @@ const UNSENT_HIGH: usize = 512 * 1024;
 const TURN_SENT: usize = 2 * 1024 * 1024;
 /// The goodbye of a dropped client is given this long to leave.
 const GOODBYE: Duration = Duration::from_secs(2);
+/// What was written to a channel that nobody holds any more is given this long to leave.
+const LINGER: Duration = Duration::from_secs(60);
 /// After this long without traffic, buffers kept for reuse are freed.
 const TRIM_AFTER: Duration = Duration::from_millis(500);
+/// The receive window that a connection of a forward begins with: there may be hundreds.
+const FORWARD_WINDOW: u32 = 256 * 1024;
+/// Turns without a look at the forwards' sockets while there is other work.
+const UNSEEN_TURNS: u32 = 4;
 /// The smallest receive window, for when the memory limit is near.
 const MIN_WINDOW: u32 = 64 * 1024;
 
@@ -76,6 +89,22 @@ pub(crate) struct EventLoop {
     withheld: Vec<Token>,
     graces: BTreeSet<(Instant, Token)>,
     globals: VecDeque<GlobalWaiter>,
+    forwards: HashMap<Token, Forward>,
+    links: HashMap<Token, Link>,
+    link_deadlines: BTreeSet<(Instant, Token)>,
+    /// Links whose sockets are to be given what has come for them.
+    writing: Vec<Token>,
+    /// What is read of a link's socket, on its way into a packet.
+    scratch: Vec<u8>,
+    poll: PollSet,
+    /// Whose sockets follow the connection's and the wake descriptor in the set.
+    polled: Vec<Polled>,
+    unseen_turns: u32,
+    /// Tokens given by the transport itself.
+    own_tokens: Token,
+    /// Connections of forwards so far.
+    connections: u64,
+    inbox: Sender<Request>,
     held: Option<Held>,
     round_trip: Option<Duration>,
     probes: Probes,
@@ -89,6 +118,15 @@ pub(crate) struct EventLoop {
 enum GlobalWaiter {
     Probe,
     User { name: String, reply: Sender<Result<Vec<u8>, Error>> },
+    Listen { token: Token, name: Endpoint, asked: Instant },
+}
+
+/// Whose socket was waited for.
+#[derive(Clone, Copy)]
+enum Polled {
+    /// A forward's listener, by its place.
+    Listener(Token, usize),
+    Link(Token),
 }
 
 /// A message that libssh2 could not take because a key exchange ran. It goes before everything else.
@@ -120,7 +158,7 @@ enum Ending {
 impl EventLoop {
     pub fn new(
         packets: Packets,
-        requests: Receiver<Request>,
+        (inbox, requests): (Sender<Request>, Receiver<Request>),
         wake: Arc<Wake>,
         shared: Shared,
         config: Config,
@@ -144,6 +182,17 @@ impl EventLoop {
             withheld: Vec::new(),
             graces: BTreeSet::new(),
             globals: VecDeque::new(),
+            forwards: HashMap::new(),
+            links: HashMap::new(),
+            link_deadlines: BTreeSet::new(),
+            writing: Vec::new(),
+            scratch: Vec::new(),
+            poll: PollSet::default(),
+            polled: Vec::new(),
+            unseen_turns: 0,
+            own_tokens: 0,
+            connections: 0,
+            inbox,
             held: None,
             round_trip: None,
             probes: Probes::default(),
@@ -182,9 +231,12 @@ impl EventLoop {
             self.request(request);
         }
         fault::strike(&mut self.fault, Fault::Loop);
+        self.serve_polled();
         self.receive()?;
+        self.write_links();
         self.send()?;
         let flushed = self.flush()?;
+        self.write_links();
         self.tell_flushed();
         self.keep_spares();
         self.keep_time()?;
@@ -197,17 +249,59 @@ impl EventLoop {
 
     fn wait(&mut self, flushed: bool) -> Result<()> {
         let can_send = flushed && !self.exchanging() && (self.connection.has_messages() || !self.sendable.is_empty());
-        if self.packets.must_read() || can_send {
+        let busy = self.packets.must_read() || can_send;
+        if busy && !self.sockets_are_due() {
             self.ready = Ready::default();
             return Ok(());
         }
-        let deadline = self.next_deadline();
-        let wake = Arc::clone(&self.wake);
-        let ready = self.packets.socket(|s| wake::wait(s, !flushed, Some(&wake), deadline));
-        self.ready = ready.map_err(|e| Error::io("cannot wait for the socket", e))?;
-        if self.ready.readable {
+        self.unseen_turns = 0;
+        let deadline = if busy { Some(Instant::now()) } else { self.next_deadline() };
+        self.fill_poll(!flushed);
+        self.poll.wait(deadline).map_err(|e| Error::io("cannot wait for the socket", e))?;
+        let found = self.poll.found(0);
+        let readable = found.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR);
+        self.ready = Ready { readable, woken: !self.poll.found(1).is_empty() };
+        if readable {
             self.packets.readable();
         }
         Ok(())
+    }
+
+    /// Whether the sockets of forwards are to be looked at although there is other work: a flood on one channel must
+    /// not keep others from being heard.
+    fn sockets_are_due(&mut self) -> bool {
+        if self.links.is_empty() && self.forwards.is_empty() {
+            return false;
+        }
+        self.unseen_turns += 1;
+        self.unseen_turns >= UNSEEN_TURNS
+    }
+
+    /// The connection's socket, the wake descriptor, and then those of forwards.
+    fn fill_poll(&mut self, want_write: bool) {
+        let interest = if want_write { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
+        let poll = &mut self.poll;
+        poll.clear();
+        self.packets.socket(|s| poll.add(s, interest));
+        poll.add(&*self.wake, PollFlags::IN);
+        self.polled.clear();
+        self.add_listeners_to_poll();
+        self.add_links_to_poll();
+    }
+
+    /// Looks at the sockets that poll found ready.
+    fn serve_polled(&mut self) {
+        let mut polled = std::mem::take(&mut self.polled);
+        for (index, whose) in polled.drain(..).enumerate() {
+            let found = self.poll.found(index + 2);
+            if found.is_empty() {
+                continue;
+            }
+            match whose {
+                Polled::Listener(token, at) => self.accept_from(token, at),
+                Polled::Link(token) => self.link_ready(token, found),
+            }
+        }
+        self.polled = polled;
     }
 }

@@ -14,6 +14,8 @@ const LONG_LINK: Duration = Duration::from_millis(2);
 pub(crate) struct Flow {
     window: u32,
     max: u32,
+    /// It may grow on a short link, too.
+    growing: bool,
     epoch: Instant,
     /// Bytes received since the epoch began.
     in_epoch: u64,
@@ -21,7 +23,12 @@ pub(crate) struct Flow {
 
 impl Flow {
     pub fn new(window: u32, max: u32, now: Instant) -> Flow {
-        Flow { window, max: max.max(window), epoch: now, in_epoch: 0 }
+        Flow { window, max: max.max(window), growing: false, epoch: now, in_epoch: 0 }
+    }
+
+    /// A window that begins small, for one of many, and grows wherever it is what holds the sender back.
+    pub fn growing(window: u32, max: u32, now: Instant) -> Flow {
+        Flow { growing: true, ..Flow::new(window, max, now) }
     }
 
     /// The window in bytes.
@@ -34,7 +41,8 @@ impl Flow {
     #[must_use]
     pub fn received(&mut self, n: usize, unread: u64, round_trip: Duration, now: Instant) -> bool {
         self.in_epoch += n as u64;
-        if round_trip < LONG_LINK || now.duration_since(self.epoch) < round_trip {
+        let epoch = if self.growing { round_trip.max(LONG_LINK) } else { round_trip };
+        if epoch < LONG_LINK || now.duration_since(self.epoch) < epoch {
             return false;
         }
         let window = u64::from(self.window);
@@ -90,6 +98,21 @@ mod tests {
             }
         }
         assert_eq!(flow.window(), 16 << 20);
+    }
+
+    #[test]
+    fn a_window_that_begins_small_grows_on_a_short_link_too() {
+        let start = Instant::now();
+        let mut flow = Flow::growing(MIB / 4, 2 * MIB, start);
+        let mut now = start;
+        let mut grow = |flow: &mut Flow, arrived: usize| {
+            now += LONG_LINK;
+            let grows = flow.received(arrived, 0, Duration::from_micros(100), now);
+            grows.then(|| flow.grow()).is_some()
+        };
+        assert!(!grow(&mut flow, 1000));
+        assert!(grow(&mut flow, 200_000) && grow(&mut flow, 300_000));
+        assert_eq!(flow.window(), 1 << 20);
     }
 
     #[test]

@@ -1,12 +1,14 @@
 //! All that crosses between user threads and the transport thread: requests one way, a [`Pipe`] per channel for bytes
 //! and endings both ways.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 
 use super::fault::Fault;
+use super::forward::Begin;
 use super::pipe::Pipe;
 use crate::error::Error;
 
@@ -27,8 +29,18 @@ pub(crate) enum Request {
     Tell(Token, Notice),
     /// Close the channel; whatever is still queued either way is dropped.
     Close(Token),
+    /// Close the channel once all that was written has been sent; what comes is dropped.
+    Release(Token),
     /// Send a global request.
     Global { name: String, data: Vec<u8>, reply: Sender<Result<Vec<u8>, Error>> },
+    /// Begin a forward.
+    Forward(Begin),
+    /// Take no new connections.
+    StopForward(Token),
+    /// End a forward and its connections.
+    EndForward(Token),
+    /// What a name of this side was looked up to.
+    Resolved(Token, Result<Vec<SocketAddr>, Error>),
     /// Send all that is queued on every channel, say goodbye and end, not later than the deadline.
     Finish { deadline: Instant, limit: Duration, done: Sender<Result<(), Error>> },
     /// The last handle is gone: say goodbye and end.
@@ -53,13 +65,13 @@ pub(crate) enum Notice {
 pub(crate) struct Start {
     pub token: Token,
     pub pipe: Arc<Pipe>,
-    pub plan: SessionPlan,
+    pub plan: Plan,
     /// The transport has taken it over.
     answered: bool,
 }
 
 impl Start {
-    pub fn new(token: Token, pipe: Arc<Pipe>, plan: SessionPlan) -> Start {
+    pub fn new(token: Token, pipe: Arc<Pipe>, plan: Plan) -> Start {
         Start { token, pipe, plan, answered: false }
     }
 
@@ -77,6 +89,46 @@ impl Drop for Start {
     }
 }
 
+/// What a channel is for.
+#[derive(Debug, Clone)]
+pub(crate) enum Plan {
+    Session(SessionPlan),
+    /// A channel of any other type: it is of use as soon as it is open.
+    Other(OpenPlan),
+}
+
+impl Plan {
+    /// The session's plan, if it is one.
+    pub fn session(&self) -> Option<&SessionPlan> {
+        match self {
+            Plan::Session(plan) => Some(plan),
+            Plan::Other(_) => None,
+        }
+    }
+}
+
+impl From<OpenPlan> for Plan {
+    fn from(plan: OpenPlan) -> Plan {
+        Plan::Other(plan)
+    }
+}
+
+impl From<SessionPlan> for Plan {
+    fn from(plan: SessionPlan) -> Plan {
+        Plan::Session(plan)
+    }
+}
+
+/// A channel that is asked for by its type (RFC 4254 §5.1).
+#[derive(Debug, Clone)]
+pub(crate) struct OpenPlan {
+    pub kind: String,
+    /// What follows the fixed fields of the CHANNEL_OPEN.
+    pub data: Vec<u8>,
+    /// What it is to lead to, for the error; empty if the type says it all.
+    pub to: String,
+}
+
 /// What a session channel is to run, and how.
 #[derive(Clone)]
 pub(crate) struct SessionPlan {
@@ -90,6 +142,8 @@ pub(crate) struct SessionPlan {
     pub at_limit: AtLimit,
     /// It is to start even if the last handle goes away meanwhile.
     pub urgent: bool,
+    /// It is given the agent (`auth-agent-req@openssh.com`).
+    pub agent: bool,
 }
 
 impl std::fmt::Debug for SessionPlan {

@@ -13,9 +13,12 @@
 
 pub(crate) mod chunk;
 pub(crate) mod cipher;
+pub(crate) mod dial;
 mod event_loop;
 pub(crate) mod fault;
 mod flow;
+pub(crate) mod forward;
+pub(crate) mod listener;
 pub(crate) mod message;
 pub(crate) mod packet;
 pub(crate) mod pipe;
@@ -24,6 +27,7 @@ pub(crate) mod socket;
 mod sys;
 pub(crate) mod wake;
 
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::thread::JoinHandle;
@@ -36,7 +40,8 @@ use chunk::Pool;
 use event_loop::EventLoop;
 #[cfg(feature = "_faults")]
 use fault::Fault;
-use message::{Notice, Request, SessionPlan, Start, Token};
+use forward::{Begin, Listen};
+use message::{Notice, Plan, Request, Start, Token};
 use packet::Packets;
 use pipe::{Pipe, Shared};
 use wake::Wake;
@@ -63,6 +68,8 @@ pub(crate) struct Config {
     pub liveness: Option<(Duration, u32)>,
     /// A key exchange must be over after this.
     pub exchange_timeout: Duration,
+    /// The agent's socket that commands may be given.
+    pub agent: Option<PathBuf>,
 }
 
 /// Posts requests to one transport thread. The thread ends when the last clone is gone.
@@ -100,7 +107,8 @@ pub(crate) fn start(packets: Packets, pool: Pool, config: Config, name: &str) ->
         withheld: Arc::new(AtomicBool::new(false)),
         unread_limit: config.unread_limit,
     };
-    let event_loop = EventLoop::new(packets, requests, Arc::clone(&wake), shared.clone(), config);
+    let ends = (inbox.clone(), requests);
+    let event_loop = EventLoop::new(packets, ends, Arc::clone(&wake), shared.clone(), config);
     let thread = std::thread::Builder::new()
         .name(format!("tl:{name}"))
         .stack_size(STACK)
@@ -150,10 +158,10 @@ impl Handle {
     }
 
     /// Opens a channel and starts what it is for, without waiting: the pipe tells how it went.
-    pub fn start(&self, plan: SessionPlan) -> (Token, Arc<Pipe>) {
+    pub fn start(&self, plan: impl Into<Plan>) -> (Token, Arc<Pipe>) {
         let token = self.inner.tokens.fetch_add(1, Ordering::Relaxed);
         let pipe = Arc::new(Pipe::new(self.inner.shared.clone()));
-        self.inner.post(Request::Start(Start::new(token, Arc::clone(&pipe), plan)));
+        self.inner.post(Request::Start(Start::new(token, Arc::clone(&pipe), plan.into())));
         (token, pipe)
     }
 
@@ -171,6 +179,30 @@ impl Handle {
 
     pub fn close(&self, token: Token) {
         self.inner.post(Request::Close(token));
+    }
+
+    /// Gives a channel up once all that was written to it has been sent.
+    pub fn release(&self, token: Token) {
+        self.inner.post(Request::Release(token));
+    }
+
+    /// Begins a forward, without waiting: what is shared tells how it went.
+    pub fn forward(&self, listen: Listen) -> (Token, Arc<forward::Shared>) {
+        let token = self.inner.tokens.fetch_add(1, Ordering::Relaxed);
+        let shared = Arc::new(forward::Shared::default());
+        let over = Arc::clone(&self.inner.shared.ended);
+        self.inner.post(Request::Forward(Begin { token, listen: Some(listen), shared: Arc::clone(&shared), over }));
+        (token, shared)
+    }
+
+    /// Lets a forward take no new connections.
+    pub fn stop_forward(&self, token: Token) {
+        self.inner.post(Request::StopForward(token));
+    }
+
+    /// Ends a forward and its connections.
+    pub fn end_forward(&self, token: Token) {
+        self.inner.post(Request::EndForward(token));
     }
 
     /// Sends a global request and waits for its answer; `Ok(None)`: the server said no.

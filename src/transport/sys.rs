@@ -11,6 +11,8 @@
 //! No Rust reference to the [`Tap`] lives across a call into C: callbacks reach it through a cell that refuses
 //! overlapping borrows instead of aliasing. No panic leaves a callback.
 
+pub(crate) mod poll;
+
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::ffi::{c_char, c_int, c_long, c_void, CStr};

@@ -1,7 +1,7 @@
 //! How other threads wake the transport thread out of its poll, and the poll itself.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -55,6 +55,12 @@ impl Wake {
             // A swap, not a store: whoever found the flag set has posted before, and this makes us see it.
             self.pending.swap(false, Ordering::AcqRel);
         }
+    }
+}
+
+impl AsFd for Wake {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.read.as_fd()
     }
 }
 

@@ -250,6 +250,123 @@ fn many_threads_prints_whole_lines_of_all_commands_while_they_run() {
     assert_eq!(ends, ["0 ended: exit status 3", "1 ended: exit status 0", "2 ended: exit status 0"]);
 }
 
+/// A web site: answers each connection with the path that was asked for, in capitals; as many as were announced.
+fn site(pages: usize) -> (String, thread::JoinHandle<()>) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let serving = thread::spawn(move || {
+        for _ in 0..pages {
+            let mut stream = BufReader::new(listener.accept().unwrap().0);
+            let (mut request, mut line) = (String::new(), String::new());
+            stream.read_line(&mut request).unwrap();
+            while stream.read_line(&mut line).unwrap() > 2 {
+                line.clear();
+            }
+            let path = request.split(' ').nth(1).unwrap().to_uppercase();
+            write!(stream.get_mut(), "HTTP/1.0 200 OK\r\nServer: this test\r\n\r\n{path}\n").unwrap();
+        }
+    });
+    (address, serving)
+}
+
+/// A program that runs until the end of its input, once it has printed its first line.
+struct Running {
+    child: Killed,
+    stdout: BufReader<std::process::ChildStdout>,
+    first: String,
+}
+
+impl Running {
+    fn start(command: &mut Command) -> Running {
+        let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut child = Killed(child);
+        let mut stdout = BufReader::new(child.0.stdout.take().expect("piped"));
+        let (stdout, first) = within(PATIENCE, move || {
+            let mut first = String::new();
+            stdout.read_line(&mut first).unwrap();
+            (stdout, first)
+        });
+        Running { child, stdout, first: first.trim_end().to_owned() }
+    }
+
+    /// Ends its input; what else it printed, to stdout and to stderr.
+    fn end(mut self) -> (String, String) {
+        drop(self.child.0.stdin.take());
+        within(PATIENCE, move || {
+            let (mut rest, mut said) = (String::new(), String::new());
+            self.stdout.read_to_string(&mut rest).unwrap();
+            self.child.0.stderr.take().expect("piped").read_to_string(&mut said).unwrap();
+            assert!(self.child.0.wait().unwrap().success(), "{said}");
+            (rest, said)
+        })
+    }
+}
+
+fn get(address: &str, path: &str) -> String {
+    let mut stream = std::net::TcpStream::connect(address).unwrap();
+    write!(stream, "GET {path} HTTP/1.0\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+#[test]
+fn local_forward_leads_to_a_site_behind_the_server() {
+    let server = server();
+    let (address, serving) = site(2);
+    let running = Running::start(example("local_forward", &server).args(["127.0.0.1:0", &address]));
+    let entrance = running.first.strip_prefix("listening on ").unwrap().to_owned();
+    assert!(get(&entrance, "/one").ends_with("/ONE\n") && get(&entrance, "/two").ends_with("/TWO\n"));
+    serving.join().unwrap();
+    // Nobody is there any more.
+    assert!(std::net::TcpStream::connect(&entrance).unwrap().read(&mut [0; 1]).is_err());
+    let (printed, said) = running.end();
+    assert!(printed.starts_with("3 connections, "), "{printed}");
+    assert!(said.contains(&format!("to {address}")) && said.contains("refused"), "{said}");
+}
+
+#[test]
+fn socks_leads_wherever_the_client_says() {
+    let server = server();
+    let (address, serving) = site(1);
+    let running = Running::start(example("socks", &server).arg("127.0.0.1:0"));
+    let proxy = running.first.strip_prefix("socks5h://").unwrap();
+    let mut stream = std::net::TcpStream::connect(proxy).unwrap();
+    let port = address.rsplit_once(':').unwrap().1.parse::<u16>().unwrap();
+    // By name: it is the server that looks it up.
+    stream.write_all(&[&b"\x05\x01\0\x05\x01\0\x03\x09localhost"[..], &port.to_be_bytes()].concat()).unwrap();
+    stream.read_exact(&mut [0; 12]).unwrap();
+    stream.write_all(b"GET /through HTTP/1.0\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.ends_with("/THROUGH\n"), "{answer}");
+    serving.join().unwrap();
+    let (printed, _) = running.end();
+    assert!(printed.contains("connections: 1,"), "{printed}");
+}
+
+#[test]
+fn http_over_ssh_prints_the_page() {
+    let server = server();
+    let (address, serving) = site(1);
+    assert_eq!(stdout_of(example("http_over_ssh", &server).args([&address, "/page"])), "/PAGE\n");
+    serving.join().unwrap();
+}
+
+#[test]
+fn remote_listener_answers_what_connects_at_the_server() {
+    let server = server();
+    let running = Running::start(example("remote_listener", &server).arg("127.0.0.1:0"));
+    let (host, at) = running.first.split_once(" listens on ").unwrap();
+    assert_eq!(host, server.host());
+    let mut stream = std::net::TcpStream::connect(at).unwrap();
+    stream.write_all(b"hello\nworld\n").unwrap();
+    stream.shutdown(std::net::Shutdown::Write).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert_eq!(answer, "HELLO\nWORLD\n");
+}
+
 #[test]
 fn every_example_is_tested_and_says_how_it_is_used() {
     let mut names: Vec<_> = fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/examples"))
@@ -257,7 +374,19 @@ fn every_example_is_tested_and_says_how_it_is_used() {
         .map(|entry| entry.unwrap().path().file_stem().unwrap().to_str().unwrap().to_owned())
         .collect();
     names.sort();
-    let tested = ["allow_anything", "exec", "feed_stdin", "many_threads", "shell", "subprocess_like", "threads"];
+    let tested = [
+        "allow_anything",
+        "exec",
+        "feed_stdin",
+        "http_over_ssh",
+        "local_forward",
+        "many_threads",
+        "remote_listener",
+        "shell",
+        "socks",
+        "subprocess_like",
+        "threads",
+    ];
     assert_eq!(names, tested);
     for name in names {
         let output = output_within(PATIENCE, &mut Command::new(built(&name)));

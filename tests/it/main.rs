@@ -20,6 +20,8 @@ mod endings;
 mod examples;
 /// The tests of the tools below.
 mod fixtures;
+/// Tunnels: streams through the server, forwards both ways.
+mod forwarding;
 /// Servers that break the rules, and networks that break packets.
 mod hostile;
 /// Servers of other makers, with each cipher.

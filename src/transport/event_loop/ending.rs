@@ -14,6 +14,8 @@ use crate::error::{Error, Phase};
 impl EventLoop {
     /// Somebody wants the end. Whoever comes later gets the first one's answer; the earliest deadline counts.
     pub(super) fn finish(&mut self, by: Instant, limit: Duration, done: Sender<Result<(), Error>>) {
+        // Their connections would go on for as long as somebody talks through them.
+        self.end_forwards(&Error::Closed);
         if let Ending::Finish { deadline, .. } = &mut self.ending {
             *deadline = by.min(*deadline);
             self.closers.push(done);
@@ -56,7 +58,7 @@ impl EventLoop {
     pub(super) fn urgent_work(&self) -> bool {
         self.entries.values().any(|e| {
             let waits = !matches!(e.stage, Stage::Running | Stage::Closing);
-            e.plan.urgent && waits && e.asked.elapsed() < GOODBYE
+            e.plan.session().is_some_and(|plan| plan.urgent) && waits && e.asked.elapsed() < GOODBYE
         })
     }
 
@@ -74,6 +76,7 @@ impl EventLoop {
     /// Closes what is open, disconnects, and gives all of it a bounded time to leave.
     pub(super) fn goodbye(&mut self) -> Error {
         let complete = matches!(self.ending, Ending::Finish { sent: true, .. }) && !self.input_under_way();
+        self.end_forwards(&Error::Closed);
         let ids: Vec<ChannelId> = self.owners.keys().copied().collect();
         for id in ids {
             self.connection.close(id);
@@ -113,6 +116,7 @@ impl EventLoop {
         for entry in self.entries.values() {
             entry.pipe.lost(error.clone());
         }
+        self.end_forwards(&error);
         for waiter in self.globals.drain(..) {
             if let GlobalWaiter::User { reply, .. } = waiter {
                 let _ = reply.send(Err(error.clone()));

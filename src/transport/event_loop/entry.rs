@@ -6,14 +6,14 @@ use std::time::Instant;
 
 use super::super::chunk::ByteQueue;
 use super::super::flow::Flow;
-use super::super::message::{Run, SessionPlan, Token};
+use super::super::message::{Plan, Run, SessionPlan, Token};
 use super::super::pipe::Pipe;
 use crate::connection::{ChannelId, ChannelRequest, Connection};
 
 /// One channel of a user's.
 pub(super) struct Entry {
     pub pipe: Arc<Pipe>,
-    pub plan: SessionPlan,
+    pub plan: Plan,
     pub id: Option<ChannelId>,
     pub stage: Stage,
     pub flow: Flow,
@@ -28,6 +28,29 @@ pub(super) struct Entry {
     pub on_spare: bool,
     /// It was refused a session before.
     pub asked_again: bool,
+    /// Nobody holds it any more: it is closed when all is sent, and at this time whatever is left.
+    pub released: Option<Instant>,
+}
+
+impl Entry {
+    pub fn new(pipe: Arc<Pipe>, plan: Plan, flow: Flow, now: Instant) -> Entry {
+        Entry {
+            pipe,
+            plan,
+            id: None,
+            stage: Stage::Parked,
+            flow,
+            asked: now,
+            outbound: ByteQueue::default(),
+            eof_wanted: false,
+            eof_sent: false,
+            in_turn: false,
+            mark: 0,
+            on_spare: false,
+            asked_again: false,
+            released: None,
+        }
+    }
 }
 
 /// Where a channel is on its way.
@@ -56,6 +79,8 @@ pub(super) struct Asked {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Owner {
     User(Token),
+    /// A socket of this side.
+    Link(Token),
     Spare,
     /// Was spare or never ours; only its end is of interest.
     Nobody,
@@ -67,6 +92,10 @@ pub(super) fn prepare(connection: &mut Connection, id: ChannelId, plan: &Session
     for (name, value) in &plan.env {
         let _ = connection.request(id, &ChannelRequest::Env { name, value }, true);
         asked.push_back(Asked { request: "env", detail: Some(String::from_utf8_lossy(name).into_owned()) });
+    }
+    if plan.agent {
+        let _ = connection.request(id, &ChannelRequest::AuthAgent, true);
+        asked.push_back(Asked { request: "auth-agent-req@openssh.com", detail: None });
     }
     if let Some(pty) = &plan.pty {
         let request = ChannelRequest::Pty {

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::super::chunk::ByteQueue;
-use super::super::message::{AtLimit, Token};
+use super::super::message::{AtLimit, OpenPlan, Plan, Token};
 use super::super::packet::Incoming;
 use super::super::pipe::Credit;
 use super::entry::{begin, prepare, Asked, Entry, Owner, Stage};
 use super::{EventLoop, GlobalWaiter, BULK_PACKET, MIN_WINDOW, TURN_BYTES, TURN_PACKETS, WAKE_BYTES, WAKE_DELAY};
-use crate::connection::{ChannelId, Event, OpenFailure};
+use crate::connection::{ChannelId, Event};
 use crate::error::{escape, Error, Result, Stream};
 use crate::exit_status::{ExitSignal, ExitStatus};
 
@@ -64,7 +64,11 @@ impl EventLoop {
     }
 
     pub(super) fn data(&mut self, id: ChannelId, stream: Stream, payload: Vec<u8>, range: std::ops::Range<usize>) {
-        let Some(Owner::User(token)) = self.owners.get(&id).copied() else { return };
+        let token = match self.owners.get(&id) {
+            Some(&Owner::User(token)) => token,
+            Some(&Owner::Link(token)) => return self.link_data(token, payload, range),
+            _ => return,
+        };
         let Some(entry) = self.entries.get_mut(&token) else { return };
         let len = range.len();
         let credit = entry.pipe.push(stream, payload, range, entry.flow.window());
@@ -88,8 +92,12 @@ impl EventLoop {
     }
 
     fn eof(&mut self, id: ChannelId) {
-        let Some(Owner::User(token)) = self.owners.get(&id) else { return };
-        let Some(entry) = self.entries.get(token) else { return };
+        let token = match self.owners.get(&id) {
+            Some(&Owner::User(token)) => token,
+            Some(&Owner::Link(token)) => return self.link_eof(token),
+            _ => return,
+        };
+        let Some(entry) = self.entries.get(&token) else { return };
         entry.pipe.eof();
         self.waking.push(Arc::clone(&entry.pipe));
         self.wake_now = true;
@@ -99,17 +107,17 @@ impl EventLoop {
         match event {
             Event::Nothing | Event::Data { .. } => {}
             // It used up window, and nobody will read it.
-            Event::Ignored { channel, .. } => self.with_user(channel, Self::credit),
+            Event::Ignored { channel, .. } => match self.owners.get(&channel) {
+                Some(&Owner::Link(token)) => self.credit_link(token),
+                _ => self.with_user(channel, Self::credit),
+            },
             Event::Opened { channel } => self.opened(channel),
             Event::OpenFailed { channel, reason, description } => self.open_failed(channel, reason, description),
-            Event::OpenRequested { channel, kind, .. } => {
-                log::debug!(
-                    "the server wants to open '{}', which nobody expects",
-                    escape(&String::from_utf8_lossy(kind))
-                );
-                self.connection.refuse(channel, OpenFailure::AdministrativelyProhibited, "not expected");
-            }
-            Event::Writable { channel } => self.with_user(channel, Self::line_up),
+            Event::OpenRequested { channel, kind, data } => self.peer_opens(channel, kind, data),
+            Event::Writable { channel } => match self.owners.get(&channel) {
+                Some(&Owner::Link(token)) => self.line_up_link(token),
+                _ => self.with_user(channel, Self::line_up),
+            },
             Event::Eof { channel } => self.eof(channel),
             Event::Closed { channel } => self.closed(channel),
             Event::Reply { channel, success } => self.with_user(channel, |this, token| this.reply(token, success)),
@@ -122,10 +130,13 @@ impl EventLoop {
                 };
                 self.exit_said(channel, ExitStatus::Signal(signal));
             }
-            Event::Eow { channel } => self.with_entry(channel, |entry| {
-                entry.outbound = ByteQueue::default();
-                entry.pipe.broken();
-            }),
+            Event::Eow { channel } => match self.owners.get(&channel) {
+                Some(&Owner::Link(token)) => self.link_unheard(token),
+                _ => self.with_entry(channel, |entry| {
+                    entry.outbound = ByteQueue::default();
+                    entry.pipe.broken();
+                }),
+            },
             Event::GlobalReply { success, data } => self.global_reply(success, data),
             Event::HostKeys { .. } => log::debug!("the server lists its host keys"),
         }
@@ -146,6 +157,10 @@ impl EventLoop {
     }
 
     pub(super) fn opened(&mut self, id: ChannelId) {
+        if let Some(&Owner::Link(token)) = self.owners.get(&id) {
+            self.link_opened(token);
+            return;
+        }
         self.sessions.began(self.confirmed_sessions());
         if self.sessions.spare_opened(id) {
             log::debug!("{id}: open in advance");
@@ -155,6 +170,7 @@ impl EventLoop {
         let Some(Owner::User(token)) = self.owners.get(&id).copied() else { return };
         let Some(entry) = self.entries.get(&token) else { return };
         let (asked, wanted) = (entry.asked, entry.stage == Stage::Opening);
+        // A server that connects somewhere first takes longer; the shortest counts.
         self.note_round_trip(asked.elapsed());
         if wanted {
             self.run_on(token, id, false);
@@ -180,17 +196,22 @@ impl EventLoop {
         entry.id = Some(id);
         entry.on_spare = on_spare;
         entry.pipe.opened();
-        entry.stage = Stage::Preparing(prepare(&mut self.connection, id, &entry.plan));
-        self.prepared(token);
+        match &entry.plan {
+            Plan::Session(plan) => {
+                entry.stage = Stage::Preparing(prepare(&mut self.connection, id, plan));
+                self.prepared(token);
+            }
+            Plan::Other(_) => self.runs(token),
+        }
     }
 
     /// If nothing more has to be prepared, starts what the session is for.
     pub(super) fn prepared(&mut self, token: Token) {
         let Some(entry) = self.entries.get_mut(&token) else { return };
-        let Some(id) = entry.id else { return };
+        let (Some(id), Plan::Session(plan)) = (entry.id, &entry.plan) else { return };
         if matches!(&entry.stage, Stage::Preparing(due) if due.is_empty()) {
             log::debug!("{id}: starting");
-            entry.stage = Stage::Starting(begin(&mut self.connection, id, &entry.plan.run));
+            entry.stage = Stage::Starting(begin(&mut self.connection, id, &plan.run));
         }
     }
 
@@ -233,11 +254,20 @@ impl EventLoop {
             self.serve_parked();
             return;
         }
+        if let Some(Owner::Link(token)) = owner {
+            self.link_refused(token, reason, description.as_bytes());
+            return;
+        }
         let Some(Owner::User(token)) = owner else { return };
         let Some(entry) = self.entries.get_mut(&token) else { return };
         entry.id = None;
         if entry.stage == Stage::Closing {
-            self.entries.remove(&token);
+            self.forget(token);
+            return;
+        }
+        if let Plan::Other(OpenPlan { kind, to, .. }) = &entry.plan {
+            let (kind, to) = (kind.clone(), to.clone());
+            self.fail(token, Error::OpenRefused { kind, to, reason, description, limit: None });
             return;
         }
         // OpenSSH says "connect failed" when MaxSessions is reached; others say "resource shortage".
@@ -258,9 +288,9 @@ impl EventLoop {
             }
             self.sessions.limit_met(held, ended_about, Instant::now());
         }
-        let kind = "session".to_owned();
+        let (kind, to) = ("session".to_owned(), String::new());
         let limit = (looks_like_limit && held > 0).then_some(held);
-        self.fail(token, Error::OpenRefused { kind, reason, description, limit });
+        self.fail(token, Error::OpenRefused { kind, to, reason, description, limit });
     }
 
     pub(super) fn park_again(&mut self, token: Token) {
@@ -286,8 +316,10 @@ impl EventLoop {
         }
         let owner = self.owners.remove(&id);
         self.sessions.spare_closed(id);
-        if let Some(Owner::User(token)) = owner {
-            self.entry_closed(token);
+        match owner {
+            Some(Owner::User(token)) => self.entry_closed(token),
+            Some(Owner::Link(token)) => self.link_closed(token),
+            _ => {}
         }
         self.serve_parked();
     }
@@ -305,7 +337,7 @@ impl EventLoop {
             return;
         }
         entry.pipe.closed();
-        self.entries.remove(&token);
+        self.forget(token);
     }
 
     /// A session has ended: the next one that waits may begin.
@@ -324,7 +356,8 @@ impl EventLoop {
         let first = entry.pipe.said().is_none();
         entry.pipe.exit_said(status);
         // Once: a server may say it a million times.
-        if let Some(end) = entry.plan.grace.filter(|_| first).and_then(|grace| Instant::now().checked_add(grace)) {
+        let grace = entry.plan.session().and_then(|plan| plan.grace).filter(|_| first);
+        if let Some(end) = grace.and_then(|grace| Instant::now().checked_add(grace)) {
             self.graces.insert((end, token));
         }
     }
@@ -338,6 +371,9 @@ impl EventLoop {
                     Err(Error::RequestRefused { request: name, detail: None })
                 };
                 let _ = reply.send(answer);
+            }
+            Some(GlobalWaiter::Listen { token, name, asked }) => {
+                self.listening(token, name, success.then_some(data), asked);
             }
             Some(GlobalWaiter::Probe) | None => {}
         }
@@ -361,6 +397,18 @@ impl EventLoop {
         }
         let outstanding = u64::from(self.connection.granted(id));
         let Some(bytes) = entry.flow.grant(credit.allowed, outstanding) else { return };
+        self.grant_or_withhold(token, id, bytes, outstanding, &credit);
+    }
+
+    /// Grants bytes, unless the memory limit is reached.
+    pub(super) fn grant_or_withhold(
+        &mut self,
+        token: Token,
+        id: ChannelId,
+        bytes: u32,
+        outstanding: u64,
+        credit: &Credit,
+    ) {
         if self.memory_is_full() {
             if !self.withheld.contains(&token) {
                 self.withheld.push(token);
@@ -401,6 +449,7 @@ impl EventLoop {
         self.shared.withheld.store(false, Ordering::Relaxed);
         for token in std::mem::take(&mut self.withheld) {
             self.credit(token);
+            self.credit_link(token);
         }
     }
 }

@@ -75,6 +75,9 @@ impl EventLoop {
 
     /// Sends a channel's next packet and lines it up again if it has more; `None`: a key exchange runs.
     pub(super) fn send_one(&mut self, token: Token) -> Result<Option<usize>> {
+        if self.links.contains_key(&token) {
+            return self.send_link(token);
+        }
         let Some(entry) = self.entries.get_mut(&token) else { return Ok(Some(0)) };
         entry.in_turn = false;
         let Some(id) = entry.id else { return Ok(Some(0)) };
@@ -85,6 +88,7 @@ impl EventLoop {
             if entry.eof_wanted && !entry.eof_sent {
                 entry.eof_sent = true;
                 self.connection.eof(id);
+                self.close_if_sent(token);
             }
             return Ok(Some(0));
         }

@@ -4,14 +4,13 @@ use std::sync::atomic::Ordering;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::super::chunk::ByteQueue;
 use super::super::fault::Fault;
 use super::super::flow::Flow;
-use super::super::message::{AtLimit, Notice, PtySize, Request, Start, Token};
+use super::super::message::{AtLimit, Notice, Plan, PtySize, Request, Start, Token};
 use super::entry::{Entry, Owner, Stage};
-use super::{Ending, EventLoop, GlobalWaiter, MIN_WINDOW};
+use super::{Ending, EventLoop, GlobalWaiter, LINGER, MIN_WINDOW};
 use crate::connection::{ChannelId, ChannelRequest};
-use crate::error::Error;
+use crate::error::{Error, Stream};
 
 impl EventLoop {
     pub(super) fn request(&mut self, request: Request) {
@@ -24,10 +23,15 @@ impl EventLoop {
             }
             Request::Tell(token, notice) => self.tell(token, &notice),
             Request::Close(token) => self.close(token),
+            Request::Release(token) => self.release(token),
             Request::Global { name, data, reply } => {
                 self.connection.global_request(&name, &data, true);
                 self.globals.push_back(GlobalWaiter::User { name, reply });
             }
+            Request::Forward(begin) => self.begin_forward(begin),
+            Request::StopForward(token) => self.stop_forward(token),
+            Request::EndForward(token) => self.end_forward(token, Error::Closed),
+            Request::Resolved(token, found) => self.resolved(token, found),
             Request::Finish { deadline, limit, done } => self.finish(deadline, limit, done),
             Request::Abandon => self.ending = Ending::Now,
             Request::Inject(Fault::Loop) => self.fault = Some(Fault::Loop),
@@ -40,29 +44,20 @@ impl EventLoop {
         let (token, pipe, plan) = (start.token, Arc::clone(&start.pipe), start.plan.clone());
         let window = self.initial_window();
         pipe.set_window(window);
-        let entry = Entry {
-            pipe,
-            plan,
-            id: None,
-            stage: Stage::Parked,
-            flow: Flow::new(window, self.config.max_window, now),
-            asked: now,
-            outbound: ByteQueue::default(),
-            eof_wanted: false,
-            eof_sent: false,
-            in_turn: false,
-            mark: 0,
-            on_spare: false,
-            asked_again: false,
-        };
+        let is_session = plan.session().is_some();
+        let entry = Entry::new(pipe, plan, Flow::new(window, self.config.max_window, now), now);
         // From here on the entry answers for the pipe.
         start.answered();
         self.entries.insert(token, entry);
-        self.start_session(token, now);
+        match is_session {
+            true => self.start_session(token, now),
+            false => self.open(token),
+        }
     }
 
     pub(super) fn start_session(&mut self, token: Token, now: Instant) {
-        let at_once = self.entries.values().filter(|e| !matches!(e.stage, Stage::Running | Stage::Closing)).count();
+        let starts = |e: &&Entry| e.plan.session().is_some() && !matches!(e.stage, Stage::Running | Stage::Closing);
+        let at_once = self.entries.values().filter(starts).count();
         self.sessions.command_begins(at_once, now);
         if let Some(id) = self.sessions.take_spare() {
             self.run_on(token, id, true);
@@ -78,21 +73,28 @@ impl EventLoop {
     }
 
     pub(super) fn at_limit(&self, token: Token) -> AtLimit {
-        self.entries.get(&token).map_or(AtLimit::Fail, |e| e.plan.at_limit)
+        self.entries.get(&token).and_then(|e| e.plan.session()).map_or(AtLimit::Fail, |plan| plan.at_limit)
     }
 
     pub(super) fn refuse_for_limit(&mut self, token: Token) {
         let limit = Some(self.session_channels.len());
         let description = "not asked for: the server refused a session a moment ago".into();
-        self.fail(token, Error::OpenRefused { kind: "session".into(), reason: 4, description, limit });
+        let (kind, to) = ("session".into(), String::new());
+        self.fail(token, Error::OpenRefused { kind, to, reason: 4, description, limit });
     }
 
     /// Sends CHANNEL_OPEN for an entry.
     pub(super) fn open(&mut self, token: Token) {
         let Some(entry) = self.entries.get_mut(&token) else { return };
         let window = u32::try_from(entry.flow.window()).unwrap_or(u32::MAX);
-        let id = self.connection.open("session", &[], window);
-        self.session_channels.insert(id);
+        let id = match &entry.plan {
+            Plan::Session(_) => {
+                let id = self.connection.open("session", &[], window);
+                self.session_channels.insert(id);
+                id
+            }
+            Plan::Other(plan) => self.connection.open(&plan.kind, &plan.data, window),
+        };
         log::debug!("{id}: opening");
         self.open_as(token, id, Instant::now());
     }
@@ -163,8 +165,42 @@ impl EventLoop {
             }
             None => {
                 self.sessions.forget_parked(token);
-                self.entries.remove(&token);
+                self.forget(token);
             }
+        }
+    }
+
+    /// The user has let go of a channel: what was written to it still goes out, within [`LINGER`].
+    pub(super) fn release(&mut self, token: Token) {
+        let Some(entry) = self.entries.get_mut(&token) else { return };
+        if entry.stage != Stage::Running {
+            self.close(token);
+            return;
+        }
+        entry.pipe.drop_stream(Stream::Stdout);
+        entry.pipe.drop_stream(Stream::Stderr);
+        entry.pipe.want_eof();
+        if let Some(end) = Instant::now().checked_add(LINGER) {
+            entry.released = Some(end);
+            self.graces.insert((end, token));
+        }
+        self.credit(token);
+        self.wrote(token);
+        self.close_if_sent(token);
+    }
+
+    /// Closes a released channel whose EOF is on its way.
+    pub(super) fn close_if_sent(&mut self, token: Token) {
+        let Some(entry) = self.entries.get(&token) else { return };
+        if entry.released.is_some() && entry.eof_sent && entry.stage == Stage::Running {
+            self.close(token);
+        }
+    }
+
+    /// Forgets a channel that has ended.
+    pub(super) fn forget(&mut self, token: Token) {
+        if let Some(Entry { released: Some(end), .. }) = self.entries.remove(&token) {
+            self.graces.remove(&(end, token));
         }
     }
 
@@ -177,9 +213,7 @@ impl EventLoop {
                 entry.stage = Stage::Closing;
                 self.connection.close(id);
             }
-            _ => {
-                self.entries.remove(&token);
-            }
+            _ => self.forget(token),
         }
     }
 }

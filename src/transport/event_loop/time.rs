@@ -33,6 +33,7 @@ impl EventLoop {
             return Err(Error::Protocol(format!("a key exchange was not finished within {limit} s")));
         }
         self.end_graces(now);
+        self.end_late_links(now);
         if self.sessions.has_parked() {
             self.serve_parked();
         }
@@ -104,6 +105,8 @@ impl EventLoop {
             self.packets.exchange_deadline(self.config.exchange_timeout),
             self.wake_at,
             self.graces.first().map(|&(at, _)| at),
+            self.link_deadlines.first().map(|&(at, _)| at),
+            self.forwards.values().filter_map(|forward| forward.rests).min(),
             self.sessions.next_review(),
             self.sessions.next_try(),
             (!self.trimmed).then(|| last + TRIM_AFTER),

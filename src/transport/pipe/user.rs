@@ -54,6 +54,8 @@ impl Pipe {
         inbound.consumed = inbound.received;
         debug_assert!(rest >= queued);
         self.shared.unread.fetch_sub(rest, Ordering::Relaxed);
+        // Whoever reads it on another thread is done.
+        self.news.notify_all();
         state.streams.iter().all(|s| s.reader == Reader::Gone)
     }
 
@@ -105,6 +107,37 @@ impl Pipe {
             poke();
         }
         outcome
+    }
+
+    /// Copies bytes of one stream into `buffer`, waiting for the first; 0: the stream has ended, or was given up. For
+    /// ends that several threads share: what is read is in the pipe until then, not in one reader's hands.
+    pub fn read(&self, stream: Stream, buffer: &mut [u8], limit: &Limit, poke: &dyn Fn()) -> Result<usize> {
+        let own = stream.index();
+        let mut state = self.lock();
+        state.order = None;
+        loop {
+            let inbound = &mut state.streams[own];
+            let n = inbound.queue.read(buffer, &self.shared.pool);
+            if n > 0 || buffer.is_empty() {
+                let poke_due = self.report(&mut state, stream, n as u64);
+                drop(state);
+                if poke_due {
+                    poke();
+                }
+                return Ok(n);
+            }
+            if inbound.reader == Reader::Gone {
+                return Ok(0);
+            }
+            if let Some(end) = self.end_of(&mut state, &[stream]) {
+                return end.map(|()| 0);
+            }
+            // Left set on the way out: another thread may wait as well, and one wake-up too many is harmless.
+            state.streams[own].waiting = true;
+            let (guard, waited) = self.wait_for_output(state, limit);
+            state = guard;
+            waited?;
+        }
     }
 
     /// Moves all queued bytes of both streams into `into`, with the order in which they arrived.

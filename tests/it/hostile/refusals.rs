@@ -32,7 +32,10 @@ fn a_refused_channel_says_why_and_the_next_one_works() {
         let error = client.sh("true").spawn().expect_err("refused");
         assert_eq!(error.phase(), Some(Phase::Open));
         let text = error.to_string();
-        assert_eq!(text, "the server refused to open a session channel: not on \\u{1b}[31mSundays (reason 1)");
+        assert_eq!(
+            text,
+            "the server refused to open a session channel: not on \\u{1b}[31mSundays (administratively prohibited)"
+        );
 
         // We hold no session, so this is no limit to wait for.
         let error = client.sh("true").spawn().expect_err("refused");
