@@ -131,9 +131,16 @@ func (s *started) read(expected int) error {
 	if _, err := s.stdin.Write([]byte("\n")); err != nil {
 		return err
 	}
+	if err := expect(s.stdout, expected); err != nil {
+		return err
+	}
+	return s.session.Wait()
+}
+
+func expect(from io.Reader, expected int) error {
 	into, got := make([]byte, buffer), 0
 	for {
-		n, err := s.stdout.Read(into)
+		n, err := from.Read(into)
 		got += n
 		if err == io.EOF {
 			break
@@ -145,7 +152,7 @@ func (s *started) read(expected int) error {
 	if got != expected {
 		return fmt.Errorf("%d bytes instead of %d", got, expected)
 	}
-	return s.session.Wait()
+	return nil
 }
 
 func (c *client) upload(total int) (time.Duration, error) {
@@ -174,6 +181,25 @@ func (c *client) upload(total int) (time.Duration, error) {
 	return time.Since(began), nil
 }
 
+func (c *client) forward(port, expected int) (time.Duration, error) {
+	if c.connection == nil {
+		return 0, errors.New("not connected")
+	}
+	began := time.Now()
+	stream, err := c.connection.Dial("tcp", fmt.Sprintf("%s:%d", host, port))
+	if err != nil {
+		return 0, err
+	}
+	defer stream.Close()
+	if _, err := stream.Write([]byte("\n")); err != nil {
+		return 0, err
+	}
+	if err := expect(stream, expected); err != nil {
+		return 0, err
+	}
+	return time.Since(began), nil
+}
+
 func (c *client) task(words []string) (time.Duration, error) {
 	if len(words) == 3 && words[0] == "connect" {
 		return c.connect(words[1], words[2])
@@ -189,6 +215,8 @@ func (c *client) task(words []string) (time.Duration, error) {
 	switch {
 	case words[0] == "download" && len(numbers) == 2:
 		return c.download(numbers[0], numbers[1])
+	case words[0] == "forward" && len(numbers) == 2:
+		return c.forward(numbers[0], numbers[1])
 	case words[0] == "upload" && len(numbers) == 1:
 		return c.upload(numbers[0])
 	}

@@ -27,6 +27,8 @@ pub trait Client {
     fn download(&mut self, bytes: u64, channels: u64) -> Outcome<f64>;
     /// So many bytes to the stdin of a command that is there, until its exit status is.
     fn upload(&mut self, bytes: u64) -> Outcome<f64>;
+    /// So many bytes from this port of 127.0.0.1 over a connection that the server makes.
+    fn forward(&mut self, port: u16, bytes: u64) -> Outcome<f64>;
     /// How late the lines of n commands arrive, p50, p99 and the latest in seconds, besides; with `flood` beside a channel that nobody
     /// reads and one that never ends.
     fn tickers(&mut self, n: usize, ticks: usize, flood: bool) -> Outcome<(f64, Vec<f64>)>;
@@ -110,6 +112,16 @@ impl Client for Ours {
         write_zeros(stdin, bytes)?;
         process::note_threads()?;
         expect_success(&child.wait()?)?;
+        Ok(began.elapsed().as_secs_f64())
+    }
+
+    fn forward(&mut self, port: u16, bytes: u64) -> Outcome<f64> {
+        let client = self.client()?;
+        let began = Instant::now();
+        let mut stream = client.tcp_connect(&format!("{HOST}:{port}"))?;
+        tell(&mut stream)?;
+        expect_bytes(stream, bytes)?;
+        process::note_threads()?;
         Ok(began.elapsed().as_secs_f64())
     }
 
@@ -276,6 +288,18 @@ impl Client for Plain {
         process::note_threads()?;
         end(channel)?;
         Ok(began.elapsed().as_secs_f64())
+    }
+
+    fn forward(&mut self, port: u16, bytes: u64) -> Outcome<f64> {
+        let session = self.session()?;
+        let began = Instant::now();
+        let mut channel = session.channel_direct_tcpip(HOST, port, None)?;
+        tell(&mut channel)?;
+        expect_bytes(&mut channel, bytes)?;
+        process::note_threads()?;
+        let took = began.elapsed();
+        channel.close()?;
+        Ok(took.as_secs_f64())
     }
 
     fn tickers(&mut self, _: usize, _: usize, _: bool) -> Outcome<(f64, Vec<f64>)> {

@@ -33,6 +33,8 @@ mod process;
 mod proxy;
 /// The rows, one function a section.
 mod sections;
+/// The far end of a forwarded connection.
+mod source;
 #[path = "../../src/bin/threadline/sshd.rs"]
 mod sshd;
 /// The table.

@@ -12,11 +12,12 @@ use rustix::process::{waitid, Pid, WaitId, WaitIdOptions};
 
 use crate::clients::{zeros_when_told, READY, TAKE_ALL};
 use crate::process::{cpu, status, Run};
-use crate::sshd::Sshd;
+use crate::source::Source;
+use crate::sshd::{Sshd, HOST};
 use crate::Outcome;
 
-/// How long the master may take until it answers.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// How long `ssh` may take until it is there.
+pub const PATIENCE: Duration = Duration::from_secs(30);
 /// How often the memory of a running client is looked at.
 const GLANCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
 
@@ -55,6 +56,17 @@ pub fn upload(mut ssh: Command, zeros: &Path, bytes: u64) -> Outcome<Run> {
     // What the kernel does for the first reader is not what is measured.
     io::copy(&mut file, &mut io::sink())?;
     let started = Started::new(ssh.stdin(File::open(zeros)?), TAKE_ALL)?;
+    measure(vec![started], None)
+}
+
+/// So many bytes from the source, over a connection that the server makes, from the moment on when it is made.
+pub fn forward(mut ssh: Command, source: &Source) -> Outcome<Run> {
+    source.forget();
+    let target = format!("{HOST}:{}", source.port);
+    let mut process = ssh.args(["-W", &target]).stdin(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let stderr = process.stderr.take().ok_or("no stderr")?;
+    let started = Started { process, stderr };
+    source.wait()?;
     measure(vec![started], None)
 }
 
@@ -117,7 +129,8 @@ fn measure(mut all: Vec<Started>, process: Option<u32>) -> Outcome<Run> {
     let mut run = Run { threads: 1.0, ..Run::default() };
     let before = cpu(pid)?;
     let began = Instant::now();
-    for stdin in all.iter_mut().filter_map(|one| one.process.stdin.as_mut()) {
+    // With its stdin open, `ssh -W` would not end.
+    for mut stdin in all.iter_mut().filter_map(|one| one.process.stdin.take()) {
         stdin.write_all(b"\n")?;
     }
     all.iter_mut().try_for_each(|one| one.watch(pid, &mut run))?;

@@ -125,6 +125,7 @@ fn task(client: &mut dyn Client, words: &[&str]) -> Outcome<(f64, Vec<f64>)> {
         ["burst", n] => client.burst(n.parse()?)?,
         ["download", bytes, channels] => client.download(bytes.parse()?, channels.parse()?)?,
         ["upload", bytes] => client.upload(bytes.parse()?)?,
+        ["forward", port, bytes] => client.forward(port.parse()?, bytes.parse()?)?,
         ["tickers", n, ticks, flood] => return client.tickers(n.parse()?, ticks.parse()?, flood.parse()?),
         ["idle", port, n, seconds] => return idle(client, port.parse()?, n.parse()?, seconds.parse()?),
         other => return Err(format!("an unknown task: {other:?}").into()),

@@ -5,6 +5,7 @@ use std::process::{Command, Stdio};
 
 use super::{at_least, at_most, best, take_turns, Bench, Taken, Turn, MIB};
 use crate::openssh::{self, Master};
+use crate::source::Source;
 use crate::sshd::Sshd;
 use crate::table::{rate, Row, Target};
 use crate::worker::Worker;
@@ -37,9 +38,11 @@ enum Transfer {
     Upload,
     /// A download over so many channels of one connection at once.
     Channels(u64),
+    /// A download over a connection that the server makes.
+    Forward,
 }
 
-const TRANSFERS: [Transfer; 3] = [Transfer::Download, Transfer::Upload, Transfer::Channels(8)];
+const TRANSFERS: [Transfer; 4] = [Transfer::Download, Transfer::Upload, Transfer::Channels(8), Transfer::Forward];
 
 impl Transfer {
     fn name(self) -> String {
@@ -47,15 +50,17 @@ impl Transfer {
             Transfer::Download => "download".into(),
             Transfer::Upload => "upload".into(),
             Transfer::Channels(n) => format!("{n} downloads at once"),
+            Transfer::Forward => "download through the server".into(),
         }
     }
 
     /// The task of a worker.
-    fn task(self, bytes: u64) -> String {
+    fn task(self, bytes: u64, source: &Source) -> String {
         match self {
             Transfer::Download => format!("download {bytes} 1"),
             Transfer::Upload => format!("upload {bytes}"),
             Transfer::Channels(n) => format!("download {bytes} {n}"),
+            Transfer::Forward => format!("forward {} {bytes}", source.port),
         }
     }
 }
@@ -147,11 +152,12 @@ impl Clients<'_> {
 
     fn take_turns(&mut self, transfer: Transfer, bytes: u64, rounds: usize) -> Outcome<Taken> {
         let Clients { server, cipher, ours, plain, master, go } = self;
-        let (server, task) = (*server, transfer.task(bytes));
+        let (source, plain_source) = (Source::start(bytes)?, Source::start(bytes / PLAIN_PART)?);
+        let (server, task) = (*server, transfer.task(bytes, &source));
         let mut turns: Vec<(&'static str, Turn)> = vec![("threadline", Box::new(|| ours.ask(&task)))];
         // A thread that reads would hold the session's lock.
         if !matches!(transfer, Transfer::Channels(_)) {
-            let task = transfer.task(bytes / PLAIN_PART);
+            let task = transfer.task(bytes / PLAIN_PART, &plain_source);
             turns.push(("ssh2", Box::new(move || Ok(plain.ask(&task)?.times(PLAIN_PART as f64)))));
         }
         let ssh = || openssh::ssh(server, server.port(), Some(cipher));
@@ -164,6 +170,7 @@ impl Clients<'_> {
                     let all = (0..n).map(|_| master.command()).collect::<Outcome<_>>()?;
                     openssh::download(all, Some(master.pid()), bytes / n)
                 }
+                Transfer::Forward => openssh::forward(ssh()?, &source),
             }),
         ));
         if let Some(go) = go {
