@@ -333,7 +333,9 @@ pub use connect::handshake::Algorithms;
 pub use connect::{
     AutoAddPolicy, HostKey, HostName, MissingHostKeyPolicy, RejectPolicy, Target, Verdict, WarningPolicy,
 };
-pub use error::{AuthAttempt, AuthError, Error, HostKeyError, Phase, Received, Result, Stream};
+pub use error::{
+    AuthAttempt, AuthError, Error, HostKeyError, Phase, Received, Result, ShellError, ShellFailure, Stream,
+};
 pub use exit_status::{ExitSignal, ExitStatus};
 pub use kill::KillOutcome;
 pub use lines::{LineBuffer, LineEnd, Lines, Piece, Pieces, DEFAULT_LINE_LIMIT};
@@ -341,7 +343,7 @@ pub use printer::{
     Batch, ChunkSource, Ended, Ending, FromReader, OutputEnd, Printed, Printer, PrinterBuilder, Sink, Stopper, When,
     BATCHES_PER_SOURCE, DEFAULT_PATIENCE, DEFAULT_QUEUE,
 };
-pub use shell::{Pty, Shell, TerminalMode};
+pub use shell::{Interacted, Interaction, Match, Pattern, Patterns, Profile, Pty, Responder, Shell, TerminalMode};
 #[cfg(feature = "_faults")]
 #[doc(hidden)]
 pub use transport::fault::Fault;
