@@ -48,6 +48,10 @@ use crate::transport::pipe::Limit;
 /// `exit\r` or `\x04` (Ctrl-D) ends the shell, `\x03` (Ctrl-C) interrupts what it runs. Shells that edit lines (bash,
 /// zsh, fish) echo what was typed ahead a second time, with escape sequences; [`TerminalMode::ECHO`] is not theirs.
 ///
+/// Do not type more than 32 KiB ahead of a program that reads with the echo off: sshd answers what it writes to such a
+/// terminal with an `SSH_MSG_IGNORE` of the same length, in one packet that is longer than SSH allows, and that ends the
+/// connection. [`run`](Shell::run) types long commands in parts.
+///
 /// # Examples
 ///
 /// ```no_run

@@ -115,8 +115,8 @@ fn suspended_it_gives_the_terminal_back_and_goes_on_where_it_was() {
 
 #[test]
 fn every_way_out_puts_the_terminal_right() {
+    let server = server();
     for (signal, code) in [("TERM", 143), ("HUP", 129), ("INT", 130)] {
-        let server = server();
         let mut tool = shell(&server, &[]);
         tool.arg("echo ready; sleep 7031");
         let pid_file = server.dir().join("pid");
@@ -129,7 +129,6 @@ fn every_way_out_puts_the_terminal_right() {
         tmux.shows(&format!("code:{code} raw:0"));
     }
 
-    let server = server();
     let tmux = window("outlost", &server, &[], &["echo ready; sleep 7032"]);
     tmux.shows("ready");
     server.kill9();
