@@ -315,6 +315,7 @@ fn every_example_is_tested_and_says_how_it_is_used() {
         "exec",
         "expect",
         "feed_stdin",
+        "interact",
         "many_threads",
         "shell",
         "shell_run",

@@ -188,6 +188,23 @@ fn an_editor_a_pager_and_a_display_that_refreshes_work() {
 }
 
 #[test]
+fn a_program_hands_its_shell_over_and_takes_it_back() {
+    let server = server();
+    let mut program = crate::examples::example("interact", &server);
+    program.env("TERM", "screen");
+    let home = server.dir().join("home");
+    let tmux = Tmux::start("interact", 100, 30, &format!("HOME={} {}; {AFTER}", home.display(), line(&program)));
+    tmux.shows("the shell is yours");
+    prompt(&tmux);
+    // What the program did is there, and the terminal echoes again.
+    tmux.keys(&["echo in $(pwd) on $STAGE; cd /var; stty -a | grep -o ' echo '", "Enter"]);
+    tmux.shows("in /usr on test\n echo");
+    tmux.keys(&["~."]);
+    tmux.shows("it was left in /var");
+    tmux.shows("code:0 raw:0");
+}
+
+#[test]
 fn without_a_terminal_the_shell_reads_a_script() {
     let server = server();
     let script = b"x=1\necho out $x\necho err >&2\ntty\nexit 4\n";
