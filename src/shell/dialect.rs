@@ -14,7 +14,7 @@ pub(super) enum Dialect {
     /// sh, dash, bash, ksh, zsh, ash.
     Posix,
     Fish,
-    /// csh and tcsh. A command goes through a file, because their `eval` takes one line only.
+    /// csh and tcsh. A command goes through a file of mktemp's, because their `eval` takes one line only.
     Csh,
 }
 
@@ -123,7 +123,7 @@ impl Script {
                 " stty -echo opost onlcr",
                 "unset edit",
                 r#"set _tl_p = "$prompt:q""#,
-                "set _tl_f = `mktemp`",
+                "set _tl_f = ''",
                 &format!(r#"set prompt = "`\printf '\036{token}:p\037'`""#),
             ]
             .join("; "),
@@ -186,11 +186,11 @@ impl Script {
                 ));
             }
             Dialect::Csh => {
-                lines.push(r#" cp /dev/null "$_tl_f""#.to_owned());
+                lines.push(r#" set _tl_f = "`mktemp`""#.to_owned());
                 lines.extend(encode(command).map(|part| format!(r#" \printf %b '{part}' >> "$_tl_f""#)));
                 lines.push(format!(
                     " \\printf '\\n' >> \"$_tl_f\"; \\printf '\\036{token}:b\\037'; source \"$_tl_f\"; \
-                     set _tl_s = $status; \\printf '\\036{token}:%s\\037' $_tl_s; cp /dev/null \"$_tl_f\""
+                     set _tl_s = $status; \\printf '\\036{token}:%s\\037' $_tl_s; rm -f \"$_tl_f\""
                 ));
             }
         }
@@ -204,7 +204,7 @@ impl Script {
             Dialect::Posix => format!(" \\printf '\\036{token}:%s\\037' \"$?\""),
             Dialect::Fish => format!(" \\printf '\\036{token}:%s\\037' $status"),
             Dialect::Csh => {
-                format!(" set _tl_s = $status; cp /dev/null \"$_tl_f\"; \\printf '\\036{token}:%s\\037' $_tl_s")
+                format!(" set _tl_s = $status; rm -f \"$_tl_f\"; \\printf '\\036{token}:%s\\037' $_tl_s")
             }
         }
     }

@@ -51,6 +51,7 @@ impl Shell {
     /// [`Output::stdout`], with the carriage returns taken out that the terminal puts before newlines. What it reads is
     /// what is typed: a [`Responder`](crate::Responder) does that while it runs. A command that waits for input nobody
     /// gives waits until the deadline of [`run_within`](Shell::run_within). All output is kept in memory.
+    /// With csh and tcsh the command goes through a temporary file that only its user can read.
     ///
     /// The status is what the shell says (`$?`): 128 + n for a command that signal n ended (256 + n in ksh). A command that the shell
     /// could not make sense of has the shell's status for that.

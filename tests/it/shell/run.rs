@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use threadline::{Client, Error, ExitStatus, Pty, Shell, ShellError, ShellFailure, TerminalMode};
 
-use super::{client, within, Sshd, PATIENCE};
+use super::{client, eventually, within, Sshd, PATIENCE};
 use crate::util::{noise, sha256};
 
 /// Sh's own language, and what nearly speaks it.
@@ -113,12 +113,17 @@ fn csh_and_tcsh_speak_theirs() {
         let (_client, mut shell) = shell(&server);
         let mut ran = |command: &str| ran(&mut shell, command);
         assert_eq!(ran("echo 'Hello, world'"), ("Hello, world\n".into(), 0));
+        let files = server.dir().join("files");
+        std::fs::create_dir(&files).unwrap();
+        assert_eq!(ran(&format!("setenv TMPDIR {}", files.display())), (String::new(), 0));
+        assert_eq!(ran("ls $TMPDIR | wc -l").0.trim(), "1", "the command's own file");
         assert_eq!(ran("cd /usr; set x = 'a  b'; setenv Y y; alias f 'echo f \\!*'"), (String::new(), 0));
         assert_eq!(ran("pwd; echo \"$x\" $Y; f 1; sh -c 'exit 3'"), ("/usr\na  b y\nf 1\n".into(), 3));
         assert_eq!(ran("foreach i (1 2)\n\techo \"$i\t~\"\nend\n"), ("1\t~\n2\t~\n".into(), 0));
         assert_eq!(ran("nosuchcommand").1, 1);
         assert_ne!(ran("echo 'never closed").1, 0);
         assert_eq!(ran("pwd"), ("/usr\n".into(), 0));
+        eventually(PATIENCE, "nothing is left", || std::fs::read_dir(&files).unwrap().count() == 0);
     });
 }
 
