@@ -9,6 +9,7 @@ mod interrupt;
 mod logging;
 mod output;
 mod report;
+mod shell;
 mod sshd;
 mod terminal;
 
@@ -39,6 +40,7 @@ fn run() -> Result<u8, Failure> {
     logging::start(&command_line.logging)?;
     match command_line.plan {
         Plan::Exec(plan) => exec::run(*plan),
+        Plan::Shell(plan) => shell::run(&plan),
         Plan::Demo => demo::run(),
         Plan::Doctor(plan) => doctor::run(*plan),
         Plan::Print(text) => output::print(&text),
