@@ -88,6 +88,10 @@ impl Timeout {
 impl ChannelStream {
     /// Opens a channel and waits for the answer, at most as long as opening may take.
     fn open(client: &Client, plan: OpenPlan) -> Result<ChannelStream> {
+        ChannelStream::open_within(client, plan, client.open_timeout())
+    }
+
+    fn open_within(client: &Client, plan: OpenPlan, timeout: Duration) -> Result<ChannelStream> {
         if plan.kind.len() + plan.data.len() > MAX_TEXT {
             let len = plan.kind.len() + plan.data.len();
             return Err(Error::invalid(format!(
@@ -95,7 +99,7 @@ impl ChannelStream {
             )));
         }
         let peer = plan.to.clone();
-        let limit = Limit::after(Some(client.open_timeout()));
+        let limit = Limit::after(Some(timeout));
         let (token, pipe) = client.handle().start(plan);
         let stream = ChannelStream::over(client.handle().clone(), token, pipe, peer);
         // Past the limit the stream is dropped here, and the channel closed when its answer comes.
@@ -249,6 +253,15 @@ impl Client {
     /// [`Error::InvalidTarget`]; [`Error::OpenRefused`] with the server's reason: it could not connect, or it may not;
     /// [`Error::Timeout`]; why the connection was lost.
     pub fn tcp_connect(&self, target: &str) -> Result<ChannelStream> {
+        self.tcp_connect_timeout(target, self.open_timeout())
+    }
+
+    /// As [`tcp_connect`](Client::tcp_connect), with a limit of its own.
+    ///
+    /// # Errors
+    ///
+    /// As [`tcp_connect`](Client::tcp_connect).
+    pub fn tcp_connect_timeout(&self, target: &str, timeout: Duration) -> Result<ChannelStream> {
         match target.parse::<Endpoint>()?.into_target()? {
             Endpoint::Tcp { host, port } => {
                 let plan = OpenPlan {
@@ -256,7 +269,7 @@ impl Client {
                     data: direct_tcpip(&host, port, "127.0.0.1", 0),
                     to: target.to_owned(),
                 };
-                ChannelStream::open(self, plan)
+                ChannelStream::open_within(self, plan, timeout)
             }
             Endpoint::Unix(_) => {
                 let reason = "it is a path; unix_connect connects to a Unix socket".into();

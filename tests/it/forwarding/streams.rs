@@ -202,8 +202,16 @@ fn a_target_that_never_answers_holds_up_nobody_and_is_given_up_in_time() {
     assert!(!stuck.is_finished());
 
     let hasty = builder(&server).open_timeout(Duration::from_millis(200)).connect().unwrap();
-    let error = within(PATIENCE, move || hasty.tcp_connect(&target).unwrap_err());
-    assert!(matches!(error, Error::Timeout { phase: Phase::Open, .. }), "{error}");
+    let by_default = within(PATIENCE, {
+        let target = target.clone();
+        move || hasty.tcp_connect(&target).unwrap_err()
+    });
+    let client = patient.clone();
+    let by_itself =
+        within(PATIENCE, move || client.tcp_connect_timeout(&target, Duration::from_millis(200)).unwrap_err());
+    for error in [by_default, by_itself] {
+        assert!(matches!(error, Error::Timeout { phase: Phase::Open, .. }), "{error}");
+    }
     // The one that waits gets its answer when the hole closes.
     drop(hole);
     let answer = within(PATIENCE, move || stuck.join().unwrap());
