@@ -1,5 +1,6 @@
 //! The command line: clap's view of it, turned into plans at once. Past this file nobody sees a flag.
 
+mod forward;
 mod option;
 mod time;
 
@@ -29,6 +30,7 @@ pub(crate) struct CommandLine {
 #[derive(Debug)]
 pub(crate) enum Plan {
     Exec(Box<exec::Plan>),
+    Forward(Box<crate::forward::Plan>),
     Demo,
     Doctor(Box<doctor::Plan>),
     /// A help text, a completion script, a man page.
@@ -77,6 +79,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Verb {
     Exec(ExecFlags),
+    Forward(forward::ForwardFlags),
     /// Start a throw-away sshd and play the tutorial's programs against it
     Demo(LogFlags),
     Doctor(DoctorFlags),
@@ -96,6 +99,7 @@ impl Verb {
     fn plan(self) -> Result<CommandLine, Failure> {
         match self {
             Verb::Exec(flags) => flags.plan(),
+            Verb::Forward(flags) => flags.plan(),
             Verb::Demo(log) => Ok(CommandLine { plan: Plan::Demo, logging: log.logging(false) }),
             Verb::Doctor(flags) => flags.plan(),
             Verb::Completions { shell } => {
