@@ -3,13 +3,13 @@
 use super::*;
 
 /// A tmux server of its own with one window.
-struct Tmux {
+pub(super) struct Tmux {
     socket: String,
 }
 
 impl Tmux {
     /// A window of this size in which a shell runs the script, and stays when it has ended.
-    fn start(name: &str, columns: u32, rows: u32, script: &str) -> Tmux {
+    pub fn start(name: &str, columns: u32, rows: u32, script: &str) -> Tmux {
         let tmux = Tmux { socket: format!("threadline-test-{name}-{}", std::process::id()) };
         let (columns, rows) = (columns.to_string(), rows.to_string());
         let size = ["new-session", "-d", "-x", &columns, "-y", &rows];
@@ -18,7 +18,7 @@ impl Tmux {
     }
 
     #[track_caller]
-    fn run(&self, arguments: &[&str]) -> String {
+    pub fn run(&self, arguments: &[&str]) -> String {
         let mut tmux = Command::new("tmux");
         tmux.args(["-f", "/dev/null", "-L", &self.socket]).args(arguments);
         tmux.env_remove("TMUX").env("SHELL", "/bin/sh").env("TERM", "xterm").env("LC_ALL", "C.UTF-8");
@@ -27,12 +27,12 @@ impl Tmux {
         text(&output.stdout)
     }
 
-    fn screen(&self) -> String {
+    pub fn screen(&self) -> String {
         self.run(&["capture-pane", "-p"])
     }
 
     #[track_caller]
-    fn shows(&self, expected: &str) {
+    pub fn shows(&self, expected: &str) {
         let deadline = std::time::Instant::now() + PATIENCE;
         loop {
             let screen = self.screen();
@@ -52,7 +52,7 @@ impl Drop for Tmux {
 }
 
 /// The command line in the shell's words.
-fn line(tool: &Command) -> String {
+pub(super) fn line(tool: &Command) -> String {
     let words = std::iter::once(tool.get_program()).chain(tool.get_args());
     words.map(|word| format!("'{}'", word.to_string_lossy().replace('\'', "'\\''"))).collect::<Vec<_>>().join(" ")
 }
