@@ -139,6 +139,8 @@ pub(crate) fn earlier(a: Option<(Instant, Duration)>, b: Option<(Instant, Durati
 pub(crate) struct StreamReader {
     channel: Arc<Channel>,
     stream: Stream,
+    /// Put back by who had read too much, and how much of that has been read again. It was reported the first time.
+    put_back: (Vec<u8>, usize),
     taken: ByteQueue,
     /// Read from `taken`, not yet reported.
     unreported: u64,
@@ -156,7 +158,23 @@ impl StreamReader {
     pub fn new(channel: Arc<Channel>, stream: Stream) -> StreamReader {
         channel.pipe.take_stream(stream);
         let step = channel.pipe.report_step().min(REPORT);
-        StreamReader { channel, stream, taken: ByteQueue::default(), unreported: 0, step, ended: false, timeout: None }
+        StreamReader {
+            channel,
+            stream,
+            put_back: (Vec::new(), 0),
+            taken: ByteQueue::default(),
+            unreported: 0,
+            step,
+            ended: false,
+            timeout: None,
+        }
+    }
+
+    /// Gives back what was read: it is read again before everything else.
+    pub fn put_back(&mut self, bytes: Vec<u8>) {
+        let mut all = bytes;
+        all.extend_from_slice(&self.put_back.0[self.put_back.1..]);
+        self.put_back = (all, 0);
     }
 
     pub fn channel(&self) -> &Arc<Channel> {
@@ -169,6 +187,9 @@ impl StreamReader {
 
     /// The next bytes, waiting for them; empty at the end.
     pub fn fill(&mut self) -> Result<&[u8]> {
+        if self.put_back.1 < self.put_back.0.len() {
+            return Ok(&self.put_back.0[self.put_back.1..]);
+        }
         if self.taken.is_empty() && !self.ended {
             let limit = self.limit();
             let channel = &self.channel;
@@ -186,6 +207,13 @@ impl StreamReader {
     }
 
     pub fn consume(&mut self, n: usize) {
+        if !self.put_back.0.is_empty() {
+            self.put_back.1 += n;
+            if self.put_back.1 >= self.put_back.0.len() {
+                self.put_back = (Vec::new(), 0);
+            }
+            return;
+        }
         self.taken.consume(n, self.channel.pipe.pool());
         self.unreported += n as u64;
         if self.unreported >= self.step {
@@ -349,6 +377,10 @@ output_stream! {
 }
 
 impl ChildStdout {
+    pub(crate) fn from_reader(reader: StreamReader) -> ChildStdout {
+        ChildStdout { reader }
+    }
+
     pub(crate) fn channel(&self) -> &Arc<Channel> {
         self.reader.channel()
     }

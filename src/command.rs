@@ -1,6 +1,7 @@
 //! Building a remote command: `std::process::Command`'s shape over an SSH session channel.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::channel::{Channel, OnDrop};
@@ -10,7 +11,7 @@ use crate::error::{Error, Phase, Result, Stream};
 use crate::exit_status::ExitStatus;
 use crate::kill;
 use crate::quote;
-use crate::shell::Pty;
+use crate::shell::{Pty, Shell};
 use crate::transport::message::{AtLimit, Run, SessionPlan};
 use crate::transport::pipe::Limit;
 
@@ -132,6 +133,10 @@ enum Text {
     Shell(Vec<u8>),
     /// To be quoted.
     Words(Vec<Vec<u8>>),
+    /// None: the login shell itself. It takes no arguments; the refusal comes with the others, at the start.
+    LoginShell {
+        arguments: bool,
+    },
     Subsystem(String),
 }
 
@@ -189,6 +194,7 @@ impl Command {
             }
             // A subsystem has no arguments; the refusal comes with the others, at the start.
             Text::Subsystem(name) => name.push('\0'),
+            Text::LoginShell { arguments } => *arguments = true,
         }
         self
     }
@@ -351,7 +357,23 @@ impl Command {
         self.start([self.stdin.map_or(Kind::Null, |s| s.0), nowhere(self.stdout), nowhere(self.stderr)])?.wait()
     }
 
+    /// Starts the command on a terminal (of the default type and size, unless [`pty`](Command::pty) says otherwise) as a
+    /// [`Shell`]: a dialogue with `passwd`, `mysql` or an installer. Settings of stdin, stdout and stderr do not count.
+    ///
+    /// # Errors
+    ///
+    /// As [`spawn`](Command::spawn).
+    pub fn spawn_shell(&self) -> Result<Shell> {
+        let mut command = self.clone();
+        command.pty.get_or_insert_with(Pty::default);
+        command.open().map(Shell::new)
+    }
+
     fn start(&self, stdio: [Kind; 3]) -> Result<Child> {
+        Child::new(self.open()?, stdio, self.exit_policy)
+    }
+
+    fn open(&self) -> Result<Arc<Channel>> {
         let plan = self.plan()?;
         let mut limit = Limit::after(self.timeout);
         limit.idle = self.idle_timeout;
@@ -360,7 +382,7 @@ impl Command {
         if self.process_group {
             self.learn_process_group(&channel)?;
         }
-        Child::new(channel, stdio, self.exit_policy)
+        Ok(channel)
     }
 
     /// Takes the line that tells the process id out of the output.
@@ -389,6 +411,10 @@ impl Command {
             }
             Text::Subsystem(name) => Run::Subsystem(name.clone()),
             Text::Shell(_) | Text::Words(_) => Run::Exec(self.command_text()?),
+            Text::LoginShell { arguments } => {
+                self.check_login_shell(*arguments)?;
+                Run::Shell
+            }
         };
         for (name, value) in self.env.iter().chain(&self.inline_env) {
             check_variable(name, value)?;
@@ -428,7 +454,7 @@ impl Command {
                 inner
             }
             Text::Words(words) => quote::command_line(&self.shielded(words)),
-            Text::Subsystem(_) => Vec::new(),
+            Text::Subsystem(_) | Text::LoginShell { .. } => Vec::new(),
         };
         if !self.inline_env.is_empty() {
             text = self.with_inline_env(&text);
@@ -443,6 +469,16 @@ impl Command {
             text = kill::announce(kill::Reader::Sh, &text);
         }
         check_text(quote::on_one_line(text))
+    }
+
+    /// What needs a text to be put into.
+    fn check_login_shell(&self, arguments: bool) -> Result<()> {
+        if arguments || self.directory.is_some() || !self.inline_env.is_empty() || self.process_group {
+            return Err(Error::invalid(
+                "a login shell takes no arguments, directory, env_inline or process_group: type them into it, or run a command",
+            ));
+        }
+        Ok(())
     }
 
     /// The caller's own text, which only the login shell can read.
@@ -544,6 +580,13 @@ impl Client {
     /// into the text; pass it with [`arg`](Command::arg) of [`command`](Client::command), or through stdin.
     pub fn sh(&self, text: impl AsRef<[u8]>) -> Command {
         Command::shell(self, text.as_ref())
+    }
+
+    /// The user's login shell without a terminal, which reads commands from stdin as from a script: no echo, no prompt,
+    /// two output streams. `ssh -T host <script` does this. For a shell on a terminal take
+    /// [`invoke_shell`](Client::invoke_shell).
+    pub fn login_shell(&self) -> Command {
+        Command::new(self, Text::LoginShell { arguments: false })
     }
 
     /// A subsystem such as "sftp" (RFC 4254 §6.5), to be spoken to through the child's streams.

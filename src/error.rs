@@ -7,6 +7,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::exit_status::ExitStatus;
+
 /// `Result` with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -227,6 +229,9 @@ pub enum Error {
         /// The system's answer.
         source: Arc<io::Error>,
     },
+    /// A dialogue with a shell came to no good end.
+    #[error(transparent)]
+    Shell(Box<ShellError>),
     /// A fault in this library, such as a panic in one of its threads. Please report it.
     #[error("internal fault in threadline: {0}; please report it")]
     Internal(String),
@@ -245,6 +250,75 @@ pub struct Received {
 impl fmt::Debug for Received {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Received {{ stdout: {} bytes, stderr: {} bytes }}", self.stdout.len(), self.stderr.len())
+    }
+}
+
+/// A dialogue with a [`Shell`](crate::Shell) came to no good end: what was being done, why it ended, and what the shell
+/// had said.
+#[derive(Clone)]
+#[non_exhaustive]
+pub struct ShellError {
+    /// What was being done, e.g. `waiting for "login: "`.
+    pub doing: String,
+    /// Why that ended.
+    pub reason: ShellFailure,
+    /// What the shell had said and nothing had matched: of [`run`](crate::Shell::run) the command's output, as it came.
+    /// Secrets that a [`Responder`](crate::Responder) holds are taken out.
+    pub seen: Vec<u8>,
+}
+
+/// Why a dialogue with a shell ended.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum ShellFailure {
+    /// The deadline, this long, passed. The shell lives on.
+    Timeout(Duration),
+    /// The shell ended; with which status, if the server said so.
+    Ended(Option<ExitStatus>),
+    /// The prompt that a [`Responder`](crate::Responder) had answered came again: the answer was wrong.
+    AskedAgain,
+    /// The output contains what the [`Profile`](crate::Profile) calls an error.
+    Refused,
+    /// The connection was lost, or the shell was closed on this side.
+    Failed(Error),
+}
+
+/// How much of what was seen an error's text shows: its end, where the reason stands.
+const SHOWN: usize = 160;
+
+impl fmt::Display for ShellError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: ", self.doing)?;
+        match &self.reason {
+            ShellFailure::Timeout(after) => write!(f, "timed out after {}", seconds(after))?,
+            ShellFailure::Ended(Some(status)) => write!(f, "the shell ended ({status})")?,
+            ShellFailure::Ended(None) => f.write_str("the shell ended")?,
+            ShellFailure::AskedAgain => f.write_str("the same prompt came again, so the answer was wrong")?,
+            ShellFailure::Refused => f.write_str("the device refused it")?,
+            ShellFailure::Failed(error) => write!(f, "{error}")?,
+        }
+        let tail = &self.seen[self.seen.len().saturating_sub(SHOWN)..];
+        if tail.is_empty() {
+            return f.write_str("; it had said nothing");
+        }
+        let cut = if tail.len() < self.seen.len() { "…" } else { "" };
+        write!(f, "; it had said: {cut}{}", escape(&String::from_utf8_lossy(tail)))
+    }
+}
+
+impl fmt::Debug for ShellError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ShellError { doing, reason, seen } = self;
+        write!(f, "ShellError {{ doing: {doing:?}, reason: {reason:?}, seen: {} bytes }}", seen.len())
+    }
+}
+
+impl std::error::Error for ShellError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match &self.reason {
+            ShellFailure::Failed(error) => Some(error),
+            _ => None,
+        }
     }
 }
 
@@ -387,6 +461,10 @@ impl Error {
             Error::OpenRefused { .. } => Phase::Open,
             Error::RequestRefused { .. } => Phase::Exec,
             Error::UnreadStream { .. } | Error::Discarded { .. } => Phase::Read,
+            Error::Shell(e) => match &e.reason {
+                ShellFailure::Failed(error) => return error.phase(),
+                _ => Phase::Read,
+            },
             Error::BrokenPipe => Phase::Write,
             _ => return None,
         })
@@ -437,6 +515,19 @@ impl Error {
             Error::UnreadStream { unread, .. } => {
                 format!("read {unread} on another thread, drop it, or raise the unread limit")
             }
+            Error::Shell(e) => match &e.reason {
+                ShellFailure::Timeout(_) if e.doing.starts_with("asking the shell") => {
+                    "if it is no Unix shell, say how it prompts (Shell::set_profile)".into()
+                }
+                ShellFailure::Timeout(_) => {
+                    "it may wait for input: answer it (Shell::respond, send_line), interrupt it (send_control('c')), or \
+                     allow more time"
+                        .into()
+                }
+                ShellFailure::AskedAgain => "check the answer before it is tried again: accounts get locked".into(),
+                ShellFailure::Failed(error) => return error.hint(),
+                _ => return None,
+            },
             _ => return None,
         })
     }
@@ -466,6 +557,13 @@ impl Error {
             Error::Protocol(_) | Error::Handshake { .. } => K::InvalidData,
             Error::BrokenPipe => K::BrokenPipe,
             Error::Closed => K::NotConnected,
+            Error::Shell(e) => match &e.reason {
+                ShellFailure::Timeout(_) => K::TimedOut,
+                ShellFailure::Ended(_) => K::UnexpectedEof,
+                ShellFailure::AskedAgain => K::PermissionDenied,
+                ShellFailure::Refused => K::Other,
+                ShellFailure::Failed(error) => error.kind(),
+            },
             // not Interrupted: std's read loops retry that
             Error::Cancelled => K::ConnectionAborted,
             Error::UnreadStream { .. } | Error::Discarded { .. } | Error::Internal(_) => K::Other,

@@ -192,8 +192,41 @@
 //!
 //! # A shell
 //!
-//! [`invoke_shell`](Client::invoke_shell) is a login shell on a pseudo-terminal. It echoes what is typed and prints
-//! prompts; to run commands, take the calls above. Its two ends serve two threads:
+//! [`invoke_shell`](Client::invoke_shell) is a login shell on a pseudo-terminal, one that lives on between commands.
+//! [`run`](Shell::run) gives each its output and its status, whatever the shell's prompt looks like:
+//!
+//! ```no_run
+//! # fn main() -> threadline::Result<()> {
+//! # let client = threadline::Client::connect("alice@web1")?;
+//! let mut shell = client.invoke_shell()?;
+//! shell.run("cd /srv/app && . ./settings")?;
+//! let tested = shell.run("make test")?;
+//! println!("{}: {}", tested.status, String::from_utf8_lossy(&tested.stdout));
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! A program that asks questions is driven with [`expect`](Shell::expect), passwords are given by a [`Responder`],
+//! devices without a Unix shell have a [`Profile`], and [`interact`](Shell::interact) hands the shell to whoever sits at
+//! the local terminal:
+//!
+//! ```no_run
+//! # fn ask_for_password() -> String { String::new() }
+//! # fn main() -> threadline::Result<()> {
+//! # let client = threadline::Client::connect("alice@web1")?;
+//! use std::time::Duration;
+//! use threadline::Responder;
+//!
+//! let mut dialogue = client.sh("ftp mirror").spawn_shell()?;
+//! dialogue.respond(Responder::secret("Password:", ask_for_password()));
+//! dialogue.expect("Name", Duration::from_secs(10))?;
+//! dialogue.send_line("alice")?;
+//! dialogue.expect("ftp> ", Duration::from_secs(10))?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! It echoes what is typed and prints prompts; two threads may have its two ends ([`split`](Shell::split)):
 //!
 //! ```no_run
 //! # use std::io::{self, Write};
@@ -391,7 +424,9 @@ pub use connect::handshake::Algorithms;
 pub use connect::{
     AutoAddPolicy, HostKey, HostName, MissingHostKeyPolicy, RejectPolicy, Target, Verdict, WarningPolicy,
 };
-pub use error::{AuthAttempt, AuthError, Error, HostKeyError, Phase, Received, Result, Stream};
+pub use error::{
+    AuthAttempt, AuthError, Error, HostKeyError, Phase, Received, Result, ShellError, ShellFailure, Stream,
+};
 pub use exit_status::{ExitSignal, ExitStatus};
 pub use forward::{
     Endpoint, Forward, ForwardBuilder, ForwardCounters, ForwardEvent, Incoming, RemoteListener, ToEndpoint,
@@ -402,7 +437,7 @@ pub use printer::{
     Batch, ChunkSource, Ended, Ending, FromReader, OutputEnd, Printed, Printer, PrinterBuilder, Sink, Stopper, When,
     BATCHES_PER_SOURCE, DEFAULT_PATIENCE, DEFAULT_QUEUE,
 };
-pub use shell::{Pty, Shell, TerminalMode};
+pub use shell::{Interacted, Interaction, Match, Pattern, Patterns, Profile, Pty, Responder, Shell, TerminalMode};
 pub use stream::ChannelStream;
 pub use transport::cipher::Implementation;
 #[cfg(feature = "_faults")]

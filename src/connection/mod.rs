@@ -12,6 +12,11 @@
 //! What a hostile peer can make this hold is bounded: its unanswered opens, our unsent answers, and per channel one
 //! pending window adjustment.
 
+#![cfg_attr(
+    not(any(test, feature = "_faults")),
+    allow(dead_code, unused_imports, reason = "some of it only the tests and the fuzz targets ask for")
+)]
+
 mod channel;
 #[cfg(any(test, feature = "_faults"))]
 pub mod fuzzing;

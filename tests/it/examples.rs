@@ -368,6 +368,59 @@ fn remote_listener_answers_what_connects_at_the_server() {
 }
 
 #[test]
+fn expect_answers_the_questions() {
+    let server = server();
+    let printed = stdout_of(&mut example("expect", &server));
+    assert_eq!(printed, "asked about Alice\nit says Welcome\nexit status 0\n");
+}
+
+#[test]
+fn shell_run_keeps_the_shell_and_tells_each_status() {
+    let server = server();
+    let commands = ["cd /usr; x='a b'", "pwd; echo \"$x\"", "(exit 3)"];
+    let printed = stdout_of(example("shell_run", &server).args(commands));
+    assert_eq!(
+        printed,
+        "$ cd /usr; x='a b'\n[exit status 0]\n\
+         $ pwd; echo \"$x\"\n/usr\na b\n[exit status 0]\n\
+         $ (exit 3)\n[exit status 3]\n"
+    );
+}
+
+/// A sudo that knows one password and makes nobody root: the machine's own asks for passwords that a test cannot have.
+const SUDO: &str = r#"#!/bin/sh
+[ "$1" = -p ] && { prompt=$2; shift 2; }
+stty -echo </dev/tty
+printf %s "$prompt" >/dev/tty
+IFS= read -r given </dev/tty
+stty echo </dev/tty
+echo >/dev/tty
+[ "$given" = "open sesame" ] || { echo 'sudo: a password is required'; exit 1; }
+exec "$@"
+"#;
+
+#[test]
+fn sudo_is_answered_and_the_password_is_shown_nowhere() {
+    let server = server();
+    let directory = server.dir().join("home/bin");
+    fs::create_dir_all(&directory).unwrap();
+    fs::write(directory.join("sudo"), SUDO).unwrap();
+    fs::set_permissions(directory.join("sudo"), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let path = format!("PATH={}:$PATH; export PATH\n", directory.display());
+    fs::write(server.dir().join("home/.profile"), path).unwrap();
+    let sudo = |password: &str| {
+        let mut command = example("sudo", &server);
+        command.args(["echo root says hello"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        child.stdin.take().unwrap().write_all(password.as_bytes()).unwrap();
+        let output = within(PATIENCE, move || child.wait_with_output().unwrap());
+        String::from_utf8([output.stdout, output.stderr].concat()).unwrap()
+    };
+    assert_eq!(sudo("open sesame\n"), "root says hello\n[exit status 0]\n");
+    assert_eq!(sudo("wrong\n"), "sudo: a password is required\n[exit status 1]\n");
+}
+
+#[test]
 fn every_example_is_tested_and_says_how_it_is_used() {
     let mut names: Vec<_> = fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/examples"))
         .unwrap()
@@ -377,14 +430,18 @@ fn every_example_is_tested_and_says_how_it_is_used() {
     let tested = [
         "allow_anything",
         "exec",
+        "expect",
         "feed_stdin",
         "http_over_ssh",
+        "interact",
         "local_forward",
         "many_threads",
         "remote_listener",
         "shell",
+        "shell_run",
         "socks",
         "subprocess_like",
+        "sudo",
         "threads",
     ];
     assert_eq!(names, tested);

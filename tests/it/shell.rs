@@ -1,5 +1,10 @@
 //! Interactive shells on pseudo-terminals.
 
+mod device;
+mod dialogue;
+mod respond;
+mod run;
+
 use std::io::{BufRead, Read, Write};
 use std::thread;
 use std::time::Duration;

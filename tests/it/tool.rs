@@ -4,6 +4,7 @@ mod forward;
 mod interrupts;
 mod lines;
 mod others;
+mod shell;
 mod terminal;
 
 use std::io::Write;
@@ -31,6 +32,13 @@ fn threadline() -> Command {
 fn exec(server: &Sshd, options: &[&str]) -> Command {
     let mut tool = threadline();
     tool.arg("exec").args(access(server)).args(options).arg(HOST);
+    tool
+}
+
+/// `threadline shell` with these options for a host that lets us in.
+fn shell(server: &Sshd, options: &[&str]) -> Command {
+    let mut tool = threadline();
+    tool.arg("shell").args(access(server)).args(options).arg(HOST);
     tool
 }
 

@@ -148,12 +148,15 @@ pub fn sha256(mut stream: impl Read) -> io::Result<(String, u64)> {
     let mut length = 0;
     let mut buffer = vec![0; 64 * 1024];
     loop {
-        match stream.read(&mut buffer)? {
-            0 => return Ok((hex(&hash.finalize()), length)),
-            count => {
+        match stream.read(&mut buffer) {
+            Ok(0) => return Ok((hex(&hash.finalize()), length)),
+            Ok(count) => {
                 hash.update(&buffer[..count]);
                 length += count as u64;
             }
+            // A signal to this process ends a receive that has a timeout, whoever handles it.
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
         }
     }
 }

@@ -5,19 +5,20 @@ mod option;
 mod time;
 
 use std::ffi::OsString;
+use std::io::IsTerminal;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum};
-use clap_complete::Shell;
+use clap_complete::Shell as Completed;
 
 use crate::connect::{self, Password};
-use crate::exec::{self, Form, Input, Label, Terminal};
+use crate::exec::{self, Form, Input, Kind, Label, Terminal};
 use crate::logging::Logging;
 use crate::report::Failure;
-use crate::{doctor, output};
+use crate::{doctor, output, shell};
 
 /// What to do and how to log meanwhile.
 #[derive(Debug)]
@@ -30,6 +31,7 @@ pub(crate) struct CommandLine {
 #[derive(Debug)]
 pub(crate) enum Plan {
     Exec(Box<exec::Plan>),
+    Shell(Box<shell::Plan>),
     Forward(Box<crate::forward::Plan>),
     Demo,
     Doctor(Box<doctor::Plan>),
@@ -79,6 +81,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Verb {
     Exec(ExecFlags),
+    Shell(ShellFlags),
     Forward(forward::ForwardFlags),
     /// Start a throw-away sshd and play the tutorial's programs against it
     Demo(LogFlags),
@@ -86,7 +89,7 @@ enum Verb {
     /// Print a completion script
     Completions {
         /// The shell it is for
-        shell: Shell,
+        shell: Completed,
     },
     /// Print a man page
     Man {
@@ -99,6 +102,7 @@ impl Verb {
     fn plan(self) -> Result<CommandLine, Failure> {
         match self {
             Verb::Exec(flags) => flags.plan(),
+            Verb::Shell(flags) => flags.plan(),
             Verb::Forward(flags) => flags.plan(),
             Verb::Demo(log) => Ok(CommandLine { plan: Plan::Demo, logging: log.logging(false) }),
             Verb::Doctor(flags) => flags.plan(),
@@ -323,7 +327,7 @@ impl ExecFlags {
         let plan = exec::Plan {
             connect: self.connect.plan(self.host)?,
             commands,
-            subsystem: self.subsystem,
+            kind: if self.subsystem { Kind::Subsystem } else { Kind::Text },
             env: self.env.iter().map(variable).collect::<Result<_, _>>()?,
             terminal,
             input: if self.no_stdin { Input::None } else { Input::Ours },
@@ -387,6 +391,82 @@ fn variable(text: &OsString) -> Result<(Vec<u8>, Vec<u8>), Failure> {
     match bytes.iter().position(|&b| b == b'=') {
         Some(at) if at > 0 => Ok((bytes[..at].to_vec(), bytes[at + 1..].to_vec())),
         _ => Err(Failure::usage(format!("--env needs NAME=VALUE, not '{}'", text.to_string_lossy()))),
+    }
+}
+
+/// Open a shell on a terminal of the host's, or run a command there
+///
+/// Keys go to the remote terminal one by one, and it follows the size of ours. Where stdin is no terminal the shell gets
+/// none either, and reads commands from stdin as from a script. The exit code is the remote one's.
+///
+/// At the start of a line ~. ends the connection, ~^Z suspends this program, ~# tells what is open, ~? lists these, and
+/// ~~ is a single ~.
+#[derive(Debug, Args)]
+#[command(after_long_help = SHELL_EXIT_CODES, override_usage = "threadline shell [OPTIONS] HOST [CMD]...")]
+struct ShellFlags {
+    /// host, user@host, user@host:port, [v6]:port or ssh://user@host:port
+    host: String,
+    /// A command in place of the login shell, passed on as ssh does: the words joined by spaces
+    #[arg(trailing_var_arg = true, value_name = "CMD")]
+    words: Vec<OsString>,
+    /// Ask for a terminal if stdin is one (the default); -tt in any case
+    #[arg(short = 't', action = ArgAction::Count, overrides_with = "no_terminal")]
+    terminal: u8,
+    /// Ask for no terminal
+    #[arg(short = 'T', overrides_with = "terminal")]
+    no_terminal: bool,
+    /// The escape character: a character, ^ and a letter, or "none"
+    #[arg(short = 'e', long, value_name = "CHAR", default_value = "~", value_parser = escape_character, allow_hyphen_values = true)]
+    escape: Escape,
+    #[command(flatten)]
+    connect: ConnectFlags,
+    #[command(flatten)]
+    log: LogFlags,
+}
+
+const SHELL_EXIT_CODES: &str = "\
+Exit codes:
+  The remote shell's or command's own; 128 + the number of the signal that ended it; 255 for a
+  failure of the connection and after ~. ; 1 a fault of ours, 2 a wrong command line.";
+
+/// An escape character, or none; a type of its own because an `Option` is something else to clap.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Escape(Option<u8>);
+
+fn escape_character(text: &str) -> Result<Escape, String> {
+    match text.as_bytes() {
+        b"none" => Ok(Escape(None)),
+        [character] if character.is_ascii() => Ok(Escape(Some(*character))),
+        [b'^', letter @ b'@'..=b'_'] | [b'^', letter @ b'a'..=b'z'] => Ok(Escape(Some(letter & 0x1f))),
+        _ => Err("give one character, such as ~, or ^ and a letter, such as ^], or none".into()),
+    }
+}
+
+impl ShellFlags {
+    fn plan(self) -> Result<CommandLine, Failure> {
+        let words: Vec<_> = self.words.iter().map(|word| word.as_bytes()).collect();
+        let command = words.join(&b' ');
+        let terminal = match (self.no_terminal, self.terminal) {
+            (true, _) => Terminal::No,
+            (false, 0) if !std::io::stdin().is_terminal() => Terminal::No,
+            (false, 0 | 1) => Terminal::IfOurs,
+            (false, _) => Terminal::Yes,
+        };
+        let logging = self.log.logging(self.connect.quiet);
+        let exec = exec::Plan {
+            connect: self.connect.plan(self.host)?,
+            kind: if command.is_empty() { Kind::LoginShell } else { Kind::Text },
+            commands: vec![command],
+            env: Vec::new(),
+            terminal,
+            input: Input::Ours,
+            form: Form::Bytes,
+            timeout: None,
+            idle: None,
+            // A shell that is left is hung up, as by ssh.
+            kill_grace: None,
+        };
+        Ok(CommandLine { plan: Plan::Shell(Box::new(shell::Plan { exec, escape: self.escape.0 })), logging })
     }
 }
 
@@ -461,6 +541,31 @@ mod tests {
         ] {
             assert_eq!(exec(line).unwrap().terminal, expected, "{line:?}");
         }
+    }
+
+    #[test]
+    fn a_shell_has_an_escape_character_unless_told_otherwise() {
+        let shell = |arguments: &[&str]| {
+            let all = ["threadline", "shell"].iter().chain(arguments).map(OsString::from);
+            match parse(all).map(|line| line.plan) {
+                Ok(Plan::Shell(plan)) => Ok(*plan),
+                Ok(other) => panic!("{other:?}"),
+                Err(failure) => Err(failure),
+            }
+        };
+        for (line, escape) in [
+            (&["web1"][..], Some(b'~')),
+            (&["-e", "%", "web1"], Some(b'%')),
+            (&["-e", "^]", "web1"], Some(0x1d)),
+            (&["-e", "none", "web1"], None),
+        ] {
+            assert_eq!(shell(line).unwrap().escape, escape, "{line:?}");
+        }
+        assert!(shell(&["-e", "abc", "web1"]).unwrap_err().text.contains("give one character"));
+        let plan = shell(&["-tt", "web1", "vi", "-R", "a b"]).unwrap().exec;
+        assert_eq!((plan.kind, plan.terminal), (Kind::Text, Terminal::Yes));
+        assert_eq!(plan.commands, [b"vi -R a b".to_vec()]);
+        assert_eq!(shell(&["-T", "web1"]).unwrap().exec.kind, Kind::LoginShell);
     }
 
     #[test]

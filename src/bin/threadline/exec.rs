@@ -2,7 +2,7 @@
 
 mod many;
 mod one;
-mod verdict;
+pub(crate) mod verdict;
 
 use std::time::Duration;
 
@@ -13,10 +13,10 @@ use crate::interrupt::Interrupts;
 use crate::report::{self, Failure};
 
 /// The exit code for a failure of our own where the command's exit code is passed on, as in ssh.
-const LIKE_SSH: u8 = 255;
+pub(crate) const LIKE_SSH: u8 = 255;
 
 /// How long the goodbye may take.
-const GOODBYE: Duration = Duration::from_secs(5);
+pub(crate) const GOODBYE: Duration = Duration::from_secs(5);
 
 /// How long the remote shell may take to begin a lone command.
 const START: Duration = Duration::from_secs(30);
@@ -25,10 +25,9 @@ const START: Duration = Duration::from_secs(30);
 #[derive(Debug, Clone)]
 pub(crate) struct Plan {
     pub connect: connect::Plan,
-    /// For the remote shell to read; at least one.
+    /// For the remote shell to read; at least one. A login shell's is empty.
     pub commands: Vec<Vec<u8>>,
-    /// The command is a subsystem's name.
-    pub subsystem: bool,
+    pub kind: Kind,
     pub env: Vec<(Vec<u8>, Vec<u8>)>,
     pub terminal: Terminal,
     pub input: Input,
@@ -37,6 +36,17 @@ pub(crate) struct Plan {
     pub idle: Option<Duration>,
     /// Between TERM and KILL; `None` leaves the remote work alone.
     pub kill_grace: Option<Duration>,
+}
+
+/// What a command is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Text for the login shell.
+    Text,
+    /// The name of a subsystem.
+    Subsystem,
+    /// None: the login shell itself.
+    LoginShell,
 }
 
 /// Whether the command gets a terminal.
@@ -86,8 +96,9 @@ pub(crate) fn run(plan: Plan) -> Result<u8, Failure> {
     }
 }
 
-fn connect(plan: &Plan) -> Result<Client, Failure> {
-    connect::connect(&plan.connect).map_err(|e| match e {
+/// Connects; a failure has the exit code that ssh gives it.
+pub(crate) fn connect(plan: &connect::Plan) -> Result<Client, Failure> {
+    connect::connect(plan).map_err(|e| match e {
         NotConnected::Local(failure) => failure,
         NotConnected::Remote(error) => Failure::new(report::describe(&error), LIKE_SSH),
     })
@@ -96,10 +107,10 @@ fn connect(plan: &Plan) -> Result<Client, Failure> {
 impl Plan {
     /// The command as the library wants it; its stdin is left to the caller.
     fn command(&self, client: &Client, text: &[u8]) -> Command {
-        let mut command = if self.subsystem {
-            client.subsystem(&String::from_utf8_lossy(text))
-        } else {
-            client.sh(text).process_group(self.kill_grace.is_some())
+        let mut command = match self.kind {
+            Kind::Text => client.sh(text).process_group(self.kill_grace.is_some()),
+            Kind::Subsystem => client.subsystem(&String::from_utf8_lossy(text)),
+            Kind::LoginShell => client.login_shell(),
         };
         for (name, value) in &self.env {
             command = command.env_inline(name, value);

@@ -10,6 +10,7 @@ mod interrupt;
 mod logging;
 mod output;
 mod report;
+mod shell;
 mod sshd;
 mod terminal;
 
@@ -40,6 +41,7 @@ fn run() -> Result<u8, Failure> {
     logging::start(&command_line.logging)?;
     match command_line.plan {
         Plan::Exec(plan) => exec::run(*plan),
+        Plan::Shell(plan) => shell::run(&plan),
         Plan::Forward(plan) => forward::run(*plan),
         Plan::Demo => demo::run(),
         Plan::Doctor(plan) => doctor::run(*plan),

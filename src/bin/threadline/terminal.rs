@@ -24,6 +24,14 @@ pub(crate) fn restore() {
     }
 }
 
+/// From now on [`restore`] puts the terminal on stdin back as it is now, whoever changes it.
+pub(crate) fn keep() -> io::Result<()> {
+    let terminal = rustix::io::dup(rustix::stdio::stdin())?;
+    let now = tcgetattr(&terminal)?;
+    remember(terminal, now);
+    Ok(())
+}
+
 /// What is typed goes through byte by byte until this is dropped.
 #[derive(Debug)]
 pub(crate) struct RawMode(());

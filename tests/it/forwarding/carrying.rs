@@ -199,6 +199,26 @@ fn a_server_that_takes_no_more_holds_back_the_client() {
 }
 
 #[test]
+fn a_flood_on_another_channel_does_not_keep_forwards_from_being_heard() {
+    let server = Sshd::start().unwrap();
+    let client = client(&server);
+    let echo = EchoServer::start();
+    let forward = client.forward_local("127.0.0.1:0", echo.target()).unwrap();
+    let mut flood = client.sh("exec cat /dev/zero").spawn().unwrap();
+    let mut stdout = flood.stdout.take().unwrap();
+    let flooded = std::thread::spawn(move || std::io::copy(&mut stdout, &mut std::io::sink()).map(drop));
+    within(PATIENCE, move || {
+        let mut held = TcpStream::connect(forward.local_addr().unwrap()).unwrap();
+        for round in 0..20 {
+            echoes(&mut held, format!("round {round}").as_bytes());
+            echoes(TcpStream::connect(forward.local_addr().unwrap()).unwrap(), b"new");
+        }
+    });
+    flood.close();
+    let _ = within(PATIENCE, move || flooded.join().unwrap());
+}
+
+#[test]
 fn keys_are_exchanged_under_a_forward() {
     let server = Sshd::builder().option("RekeyLimit 1M none").start().unwrap();
     let client = client(&server);

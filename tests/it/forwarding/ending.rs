@@ -184,6 +184,15 @@ fn idle_connections_through_a_forward_use_no_cpu() {
                 held.push(socket);
             }
         }
+        // And one that is stuck each way: there is always something to read and never a window, and the other way round.
+        let (_stuck, entrance, target) = tunnel(Kind::Local, &server, &client);
+        let (near, far) = (entrance.connect().unwrap(), target.accept());
+        for socket in [near, far] {
+            let crate::forwarding::tunnel::Socket::Tcp(mut socket) = socket else { unreachable!() };
+            socket.set_write_timeout(Some(Duration::from_millis(400))).unwrap();
+            while socket.write(&[0; 64 * 1024]).is_ok() {}
+            held.push(crate::forwarding::tunnel::Socket::Tcp(socket));
+        }
         std::thread::sleep(Duration::from_millis(800));
         let before = cpu_time();
         std::thread::sleep(Duration::from_secs(2));

@@ -104,6 +104,23 @@ fn a_dropped_stream_sends_what_was_written_and_closes() {
 }
 
 #[test]
+fn a_dropped_stream_is_closed_although_its_target_goes_on() {
+    let server = Sshd::start().unwrap();
+    let client = client(&server);
+    let (listener, address) = listener();
+    let stream = client.tcp_connect(&address.to_string()).unwrap();
+    let mut target = accept(&listener);
+    drop(stream);
+    // Sooner than what is left of a stream is given up anyway.
+    within(PATIENCE / 2, move || {
+        assert_eq!(target.read(&mut [0; 1]).unwrap(), 0);
+        while target.write_all(b"nobody reads this").is_ok() {
+            thread::sleep(Duration::from_millis(1));
+        }
+    });
+}
+
+#[test]
 fn two_threads_share_a_stream_and_a_shutdown_frees_the_reader() {
     let server = Sshd::start().unwrap();
     let client = client(&server);

@@ -45,6 +45,13 @@ impl Tmux {
     }
 }
 
+impl Tmux {
+    /// Presses keys, by tmux's names for them; what is no name is typed as it is.
+    pub fn keys(&self, keys: &[&str]) {
+        self.run(&[&["send-keys"], keys].concat());
+    }
+}
+
 impl Drop for Tmux {
     fn drop(&mut self) {
         let _ = Command::new("tmux").args(["-L", &self.socket, "kill-server"]).output();

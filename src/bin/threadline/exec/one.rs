@@ -19,7 +19,7 @@ use crate::terminal::{self, RawMode};
 const CHUNK: usize = 32 * 1024;
 
 pub(super) fn run(plan: &Plan, interrupts: &Interrupts) -> Result<u8, Failure> {
-    let client = super::connect(plan)?;
+    let client = super::connect(&plan.connect)?;
     let with_terminal = wants_terminal(plan);
     let mut command = plan.command(&client, &plan.commands[0]);
     if with_terminal {

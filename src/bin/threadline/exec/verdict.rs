@@ -111,7 +111,7 @@ pub(super) fn exit_code<'a>(statuses: impl IntoIterator<Item = &'a Status>) -> u
 }
 
 /// The exit code that a shell gives for a command that ended like this; 255 as in ssh where nobody knows.
-pub(super) fn shell_code(status: &ExitStatus) -> u8 {
+pub(crate) fn shell_code(status: &ExitStatus) -> u8 {
     match status {
         // Only 0 to 255 exist; a server that says more must not turn failure into success.
         ExitStatus::Code(code) => u8::try_from(*code).unwrap_or(super::LIKE_SSH),
