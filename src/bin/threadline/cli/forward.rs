@@ -77,29 +77,39 @@ pub(super) struct ForwardFlags {
 }
 
 const NOTES: &str = "\
-Specifications are OpenSSH's: [::1] or \\: for a colon inside a field, and what has a / in it is the path of a Unix
-socket. Forwards are numbered -L first, then -R, then -D, each in the order given.
+Specifications are OpenSSH's: [::1] or \\: for a colon inside a field, and what has a / in it is the
+path of a Unix socket. The file of one at which nobody listens any more is replaced, on either side.
+Forwards are numbered -L first, then -R, then -D, each in the order given.
 
-Ready, to --ready-fd: one line, the word \"ready\" and where each forward listens, separated by tabs. The ready command
-finds the same in THREADLINE_FORWARD_1 and so on, and the host in THREADLINE_HOST.
+Ready, to --ready-fd: one line, the word \"ready\" and where each forward listens, separated by
+tabs. The ready command finds the same in THREADLINE_FORWARD_1 and so on, the host in
+THREADLINE_HOST.
+
+With -q only what fails is said.
 
 Events of --json, each with v, t (ns since 1970), seq and ev:
-  plan {host, forwards: [{forward, spec, kind}]}      connected {host, user, address, reconnects}
-  up {forward, spec, listen}                          down {forward, spec, error, retry_ms}
-  failed {forward, spec, error, retry_ms}             lost {host, error, retry_ms}
-  unreachable {host, error, retry_ms}                 ready {forwards: [listen]}
-  opened {forward, connection, peer, target}          refused {forward, connection, peer, target, error}
-  closed {forward, connection, peer, target, sent, received, error}
-  status {host, connected, reconnects, forwards: [{forward, spec, up, listen, error, connections, open, refused,
-          failed, sent, received}]}, at SIGUSR1 and at the end
-  end {code, signal, error}
+  plan         host, forwards: [forward, spec, kind]
+  connected    host, user, address, reconnects
+  up           forward, spec, listen
+  down         forward, spec, error, retry_ms: it stood and has ended
+  failed       forward, spec, error, retry_ms: it could not be set up
+  lost         host, error, retry_ms: the connection has ended
+  unreachable  host, error, retry_ms: an attempt to connect again has failed
+  ready        forwards: [listen], once, when all stand
+  opened       forward, spec, connection, peer, target
+  refused      forward, spec, connection, peer, target, error
+  closed       forward, spec, connection, peer, target, sent, received, error
+  status       host, connected, reconnects, forwards: [forward, spec, up, listen, error,
+               connections, open, refused, failed, sent, received]; at SIGUSR1 and at the end
+  end          code, signal, error
 
 Exit codes:
-  0 after SIGTERM, SIGINT or SIGHUP, if every forward has stood at some time; 5 if some never did; 255 if
-  none could be set up, the login was refused, the connection was lost with --no-reconnect, or a forward
-  failed with --exit-on-failure.
-  -W: 0 when both directions have ended, 255 for a failure, 128 + its number after a signal.
-  Both: 1 a fault of ours, 2 a wrong command line.
+  0 after SIGTERM, SIGINT or SIGHUP, if every forward has stood at some time; 5 if some never did;
+  255 if none could be set up, the login was refused, the connection was lost with --no-reconnect,
+  or a forward failed with --exit-on-failure.
+  -W: 0 when both directions have ended, 255 for a failure.
+  Both: 128 + its number for a signal before a connection stood, 1 a fault of ours, 2 a wrong
+  command line.
 
 Times read 500ms, 10s, 5m, 1h.";
 

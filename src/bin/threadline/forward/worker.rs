@@ -2,6 +2,7 @@
 //! setting up waits for the server.
 
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::Arc;
 use std::thread;
@@ -15,6 +16,10 @@ use super::{Backoff, Spec};
 const LOYAL_ATTEMPTS: u32 = 3;
 /// How long the ends of its connections may take to be told, after a forward's own.
 const LAST_EVENTS: Duration = Duration::from_secs(2);
+/// Why the server did not open a channel (RFC 4254 §5.1).
+const CONNECT_FAILED: u32 = 2;
+/// How long removing a file at the server may take.
+const PATIENCE: Duration = Duration::from_secs(10);
 const GLANCE: Duration = Duration::from_millis(5);
 
 /// What a worker tells the supervisor.
@@ -97,7 +102,29 @@ impl Worker {
             Some(before) if any_port && failures < LOYAL_ATTEMPTS => before,
             _ => &self.spec.listen,
         };
-        self.spec.builder(listen).start(&self.client)
+        let builder = self.spec.builder(listen);
+        match builder.start(&self.client) {
+            Err(Error::RequestRefused { .. }) if self.removes_stale_socket(listen) => builder.start(&self.client),
+            outcome => outcome,
+        }
+    }
+
+    /// sshd leaves the file of a Unix socket behind (unless StreamLocalBindUnlink is set), and then cannot listen there
+    /// again. As on our own side, it is removed if it is a socket at which nobody listens. True if it was.
+    fn removes_stale_socket(&self, listen: &Endpoint) -> bool {
+        let Some(path) = listen.path().filter(|path| self.spec.listens_there() && path.is_absolute()) else {
+            return false;
+        };
+        match self.client.unix_connect(path) {
+            // There is no such file, or nobody answers.
+            Err(Error::OpenRefused { reason: CONNECT_FAILED, .. }) => {}
+            _ => return false,
+        }
+        let script = "test -S \"$1\" && rm -f -- \"$1\"";
+        let remove = self.client.command("sh").args(["-c", script, "sh"]).arg(path.as_os_str().as_bytes());
+        let removed = remove.timeout(PATIENCE).status();
+        log::debug!("{}: a socket that was left there is to be removed: {removed:?}", self.spec.text);
+        removed.is_ok_and(|status| status.success())
     }
 
     /// Why the connection is lost, if it is: its forwards hear of it a moment before everybody else.

@@ -17,14 +17,14 @@ fn when_the_server_comes_back_so_do_all_forwards_at_their_places() {
     let port = echo.port();
     let (plain, socket) = (format!("0:127.0.0.1:{port}"), server.dir().join("s").display().to_string());
     let to_socket = format!("{socket}:127.0.0.1:{port}");
-    let mut tool = Running::start(&server, &["-L", &plain, "-L", &to_socket, "-R", &plain, "-D", "0", "-R", "0"]);
+    let there = format!("{}:127.0.0.1:{port}", server.dir().join("there").display());
+    let plain = ["-L", &plain, "-L", &to_socket, "-R", &plain, "-R", &there];
+    let mut tool = Running::start(&server, &[&plain[..], &["-R", "0", "-D", "0"]].concat());
     let places = tool.places();
-    let proxies = [false, false, false, true, true];
-    // The order is -L, -R, -D.
-    let order = [0, 1, 2, 4, 3];
+    let proxies = [false, false, false, false, true, true];
     let use_all = || {
-        for (index, proxy) in order.into_iter().zip(proxies) {
-            echoes(&places[index], proxy.then_some(port));
+        for (place, proxy) in places.iter().zip(proxies) {
+            echoes(place, proxy.then_some(port));
         }
     };
     use_all();
@@ -73,6 +73,35 @@ fn one_forward_that_fails_leaves_the_others_alone_and_is_tried_again() {
     assert_eq!(places[1], format!("127.0.0.1:{taken}"));
     echoes(&places[1], None);
     assert_eq!(tool.end().0, 0);
+}
+
+#[test]
+fn a_socket_left_behind_is_replaced_and_one_that_is_listened_on_is_not() {
+    let server = Sshd::start().unwrap();
+    let echo = EchoServer::start();
+    let path = |name: &str| server.dir().join(name);
+    drop(std::os::unix::net::UnixListener::bind(path("stale")).unwrap());
+    let used = std::os::unix::net::UnixListener::bind(path("used")).unwrap();
+    std::fs::write(path("file"), "kept").unwrap();
+    for (option, side) in [("-L", "here"), ("-R", "there")] {
+        let spec = |name: &str| format!("{}:127.0.0.1:{}", path(name).display(), echo.port());
+        let (stale, taken, file) = (spec("stale"), spec("used"), spec("file"));
+        let mut tool = Running::start(&server, &[option, &stale, option, &taken, option, &file]);
+        let up = tool.told("up");
+        assert_eq!(up["forward"], 1, "{side}");
+        echoes(up["listen"].as_str().unwrap(), None);
+        for number in [2, 3] {
+            tool.event("the others fail", |event| event["ev"] == "failed" && event["forward"] == number);
+        }
+        tool.end();
+        // Its listener has not lost its file, nor has anything come to it but the question whether it is there.
+        assert!(UnixStream::connect(path("used")).is_ok());
+        assert_eq!(std::fs::read(path("file")).unwrap(), b"kept");
+        if !path("stale").exists() {
+            drop(std::os::unix::net::UnixListener::bind(path("stale")).unwrap());
+        }
+    }
+    drop(used);
 }
 
 #[test]
