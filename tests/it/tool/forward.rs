@@ -273,6 +273,39 @@ fn a_script_is_told_once_all_stand() {
 }
 
 #[test]
+fn events_that_nobody_reads_are_counted_and_hold_up_no_connection() {
+    const CONNECTIONS: u64 = 1100;
+    let server = Sshd::start().unwrap();
+    let echo = EchoServer::start();
+    let mut tool = forward(&server, &["--json", "-L", &format!("0:127.0.0.1:{}", echo.port())]);
+    let mut child = tool.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut next = move || serde_json::from_str::<Value>(&lines.next().unwrap().unwrap()).unwrap();
+    let (place, mut next) = within(PATIENCE, move || loop {
+        let event = next();
+        if event["ev"] == "ready" {
+            return (event["forwards"][0].as_str().unwrap().to_owned(), next);
+        }
+    });
+    (0..CONNECTIONS).for_each(|_| crate::forwarding::echoes(connect_to(&place), b"x"));
+    let missed = within(PATIENCE, move || {
+        let (mut told, mut missed) = (0, 0);
+        while told + missed < 2 * CONNECTIONS {
+            let event = next();
+            match event["ev"].as_str().unwrap() {
+                "opened" | "closed" => told += 1,
+                "missed" => missed += event["count"].as_u64().unwrap(),
+                other => panic!("{other}"),
+            }
+        }
+        missed
+    });
+    assert!(missed > 0);
+    send(&child, Signal::TERM);
+    within(PATIENCE, move || child.wait().unwrap());
+}
+
+#[test]
 fn what_cannot_be_begun_is_one_line_and_a_code() {
     let server = Sshd::start().unwrap();
     for (options, code, expected) in [

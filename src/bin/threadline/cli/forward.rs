@@ -99,6 +99,7 @@ Events of --json, each with v, t (ns since 1970), seq and ev:
   opened       forward, spec, connection, peer, target
   refused      forward, spec, connection, peer, target, error
   closed       forward, spec, connection, peer, target, sent, received, error
+  missed       forward, spec, count: of these three, when they come faster than they are read
   status       host, connected, reconnects, forwards: [forward, spec, up, listen, error,
                connections, open, refused, failed, sent, received]; at SIGUSR1 and at the end
   end          code, signal, error

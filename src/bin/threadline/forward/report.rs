@@ -131,6 +131,14 @@ impl Reporter {
         }
     }
 
+    /// Connections of which nothing is told, because there were too many at once.
+    pub fn missed(&self, number: usize, spec: &Spec, count: u64) -> io::Result<()> {
+        match self {
+            Reporter::Lines { .. } => Ok(()),
+            Reporter::Json { journal, .. } => journal.event("missed", named(number, spec, json!({ "count": count }))),
+        }
+    }
+
     /// All forwards with what they have carried.
     pub fn status(&self, connected: bool, reconnects: u64, standings: &[Standing]) -> io::Result<()> {
         match self {

@@ -259,9 +259,12 @@ impl Supervisor {
     }
 
     fn told(&mut self, number: usize, connection: u64, told: Told) -> Result<(), End> {
-        if let Told::Event(event) = &told {
-            // Those of an earlier connection, too: they tell how it ended.
-            return Ok(self.reporter.happened(number, &self.tunnels[number].spec, event)?);
+        // Events of an earlier connection, too: they tell how it ended.
+        let spec = &self.tunnels[number].spec;
+        match &told {
+            Told::Event(event) => return Ok(self.reporter.happened(number, spec, event)?),
+            Told::Missed(count) => return Ok(self.reporter.missed(number, spec, *count)?),
+            _ => {}
         }
         if self.client.is_none() || connection != self.connections {
             return Ok(());
@@ -271,7 +274,7 @@ impl Supervisor {
             Told::Failed(error, wait) => self.not_up("failed", number, &error, wait),
             Told::Down(error, wait) => self.not_up("down", number, &error, wait),
             Told::Lost(error) => self.lost(&error),
-            Told::Event(_) => Ok(()),
+            Told::Event(_) | Told::Missed(_) => Ok(()),
         }
     }
 

@@ -33,6 +33,8 @@ pub(super) enum Told {
     /// The connection is lost, and the worker ends.
     Lost(Error),
     Event(ForwardEvent),
+    /// So many events gave way to newer ones before they could be told.
+    Missed(u64),
 }
 
 /// Nobody listens to the worker any more.
@@ -138,20 +140,28 @@ impl Worker {
 
     /// Tells what happens to its connections, until it has ended; why it has.
     fn watch(&self, forward: &Forward) -> Result<Error, Gone> {
-        while let Some(event) = forward.next_event() {
-            (self.tell)(Told::Event(event))?;
-        }
+        self.pass_on_events(forward)?;
         // Those that end with it are told a moment later.
         let deadline = Instant::now() + LAST_EVENTS;
         loop {
             let all_ended = forward.counters().open == 0;
-            while let Some(event) = forward.next_event() {
-                (self.tell)(Told::Event(event))?;
-            }
+            self.pass_on_events(forward)?;
             if all_ended || Instant::now() > deadline {
                 return Ok(forward.ended().unwrap_or(Error::Closed));
             }
             thread::sleep(GLANCE);
         }
+    }
+
+    /// Until it has ended and all that is known is told.
+    fn pass_on_events(&self, forward: &Forward) -> Result<(), Gone> {
+        while let Some(event) = forward.next_event() {
+            (self.tell)(Told::Event(event))?;
+            let missed = forward.missed_events();
+            if missed > 0 {
+                (self.tell)(Told::Missed(missed))?;
+            }
+        }
+        Ok(())
     }
 }
