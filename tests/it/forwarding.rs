@@ -99,19 +99,19 @@ fn accept(listener: &TcpListener) -> TcpStream {
 }
 
 /// A target that sends back what it gets, on any number of connections, until it is dropped.
-struct EchoServer {
+pub(crate) struct EchoServer {
     address: SocketAddr,
     path: Option<std::path::PathBuf>,
     stop: mpsc::Sender<()>,
 }
 
 impl EchoServer {
-    fn start() -> EchoServer {
+    pub fn start() -> EchoServer {
         let (listener, address) = listener();
         EchoServer::serve(address, None, move || Ok(End::from(listener.accept()?.0)))
     }
 
-    fn start_unix(path: &Path) -> EchoServer {
+    pub fn start_unix(path: &Path) -> EchoServer {
         let listener = UnixListener::bind(path).unwrap();
         let nowhere = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0));
         EchoServer::serve(nowhere, Some(path.to_owned()), move || Ok(End::from(listener.accept()?.0)))
@@ -137,6 +137,10 @@ impl EchoServer {
             }
         });
         EchoServer { address, path, stop }
+    }
+
+    pub fn port(&self) -> u16 {
+        self.address.port()
     }
 
     fn target(&self) -> String {
@@ -177,7 +181,7 @@ impl BlackHole {
 
 /// Sends a line and waits for it to come back.
 #[track_caller]
-fn echoes(mut stream: impl Read + Write, text: &[u8]) {
+pub(crate) fn echoes(mut stream: impl Read + Write, text: &[u8]) {
     stream.write_all(text).unwrap();
     let mut back = vec![0; text.len()];
     stream.read_exact(&mut back).unwrap();

@@ -1,5 +1,6 @@
 //! The `threadline` tool as its users run it.
 
+mod forward;
 mod interrupts;
 mod lines;
 mod others;

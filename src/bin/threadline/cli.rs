@@ -1,5 +1,6 @@
 //! The command line: clap's view of it, turned into plans at once. Past this file nobody sees a flag.
 
+mod forward;
 mod option;
 mod time;
 
@@ -31,6 +32,7 @@ pub(crate) struct CommandLine {
 pub(crate) enum Plan {
     Exec(Box<exec::Plan>),
     Shell(Box<shell::Plan>),
+    Forward(Box<crate::forward::Plan>),
     Demo,
     Doctor(Box<doctor::Plan>),
     /// A help text, a completion script, a man page.
@@ -80,6 +82,7 @@ struct Cli {
 enum Verb {
     Exec(ExecFlags),
     Shell(ShellFlags),
+    Forward(forward::ForwardFlags),
     /// Start a throw-away sshd and play the tutorial's programs against it
     Demo(LogFlags),
     Doctor(DoctorFlags),
@@ -100,6 +103,7 @@ impl Verb {
         match self {
             Verb::Exec(flags) => flags.plan(),
             Verb::Shell(flags) => flags.plan(),
+            Verb::Forward(flags) => flags.plan(),
             Verb::Demo(log) => Ok(CommandLine { plan: Plan::Demo, logging: log.logging(false) }),
             Verb::Doctor(flags) => flags.plan(),
             Verb::Completions { shell } => {

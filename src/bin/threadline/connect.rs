@@ -1,9 +1,11 @@
 //! From the options of every verb that connects to a client.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use threadline::{AutoAddPolicy, Client, ClientBuilder, Error};
@@ -79,6 +81,51 @@ pub(crate) fn connect(plan: &Plan) -> Result<Client, NotConnected> {
         builder = builder.password(password.as_str());
     }
     Ok(builder.connect()?)
+}
+
+/// Connects to one host as often as it takes, and asks for each secret once.
+pub(crate) struct Connector {
+    plan: Plan,
+    password: Option<Zeroizing<String>>,
+    passphrases: Passphrases,
+}
+
+/// What was answered for each key file; `None` skips it. A mutex because the library asks through a function that any
+/// thread may call.
+type Passphrases = Arc<Mutex<HashMap<PathBuf, Option<Zeroizing<String>>>>>;
+
+impl Connector {
+    /// Asks on the terminal for what the plan says.
+    pub fn new(plan: Plan) -> Result<Connector, Failure> {
+        let password = password(&plan)?;
+        Ok(Connector { plan, password, passphrases: Passphrases::default() })
+    }
+
+    /// Connects, shows the server's banner and asks for passphrases.
+    pub fn connect(&self) -> threadline::Result<Client> {
+        self.builder(self.plan.quiet).connect()
+    }
+
+    /// Connects once more: nothing is shown or asked that was before.
+    pub fn connect_again(&self) -> threadline::Result<Client> {
+        self.builder(true).connect()
+    }
+
+    fn builder(&self, quiet: bool) -> ClientBuilder {
+        let mut builder = builder(&Plan { quiet, ..self.plan.clone() });
+        if let Some(password) = &self.password {
+            builder = builder.password(password.as_str());
+        }
+        if !self.plan.batch {
+            let passphrases = Arc::clone(&self.passphrases);
+            builder = builder.passphrase(move |key| {
+                let mut answers = passphrases.lock().unwrap_or_else(PoisonError::into_inner);
+                let answer = answers.entry(key.to_owned()).or_insert_with(|| ask_passphrase(key).map(Zeroizing::new));
+                answer.as_ref().map(|answer| answer.as_str().to_owned())
+            });
+        }
+        builder
+    }
 }
 
 fn builder(plan: &Plan) -> ClientBuilder {

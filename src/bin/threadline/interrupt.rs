@@ -6,7 +6,7 @@ use std::sync::mpsc::{channel, Receiver, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
-use signal_hook::consts::{SIGHUP, SIGINT, SIGPIPE, SIGTERM, SIGWINCH};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGPIPE, SIGTERM, SIGUSR1, SIGWINCH};
 use signal_hook::iterator::Signals;
 
 use crate::terminal;
@@ -69,6 +69,13 @@ pub(crate) fn end_by_broken_pipe() -> u8 {
 pub(crate) fn on_resize(changed: impl Fn() + Send + 'static) -> io::Result<()> {
     let mut signals = Signals::new([SIGWINCH])?;
     thread::Builder::new().name("tl:resize".into()).spawn(move || signals.forever().for_each(|_| changed()))?;
+    Ok(())
+}
+
+/// Calls `asked` at each SIGUSR1.
+pub(crate) fn on_status_request(asked: impl Fn() + Send + 'static) -> io::Result<()> {
+    let mut signals = Signals::new([SIGUSR1])?;
+    thread::Builder::new().name("tl:status".into()).spawn(move || signals.forever().for_each(|_| asked()))?;
     Ok(())
 }
 

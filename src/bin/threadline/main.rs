@@ -5,6 +5,7 @@ mod connect;
 mod demo;
 mod doctor;
 mod exec;
+mod forward;
 mod interrupt;
 mod logging;
 mod output;
@@ -41,6 +42,7 @@ fn run() -> Result<u8, Failure> {
     match command_line.plan {
         Plan::Exec(plan) => exec::run(*plan),
         Plan::Shell(plan) => shell::run(&plan),
+        Plan::Forward(plan) => forward::run(*plan),
         Plan::Demo => demo::run(),
         Plan::Doctor(plan) => doctor::run(*plan),
         Plan::Print(text) => output::print(&text),

@@ -153,7 +153,7 @@ impl Builder {
         let mark = new_mark();
         let watchdog = Watchdog::start(mark, dir.path())?;
         let (listener, port) = listen(&sshd, &config, &account, mark, dir.path())?;
-        let server = Sshd { listener, mark, port, user: account.user, host_keys, watchdog: Some(watchdog), dir };
+        let server = Sshd { listener, mark, port, account, host_keys, watchdog: Some(watchdog), dir };
         server.known_hosts_for(port)?;
         Ok(server)
     }
@@ -246,6 +246,7 @@ impl Builder {
 }
 
 /// Who logs in.
+#[derive(Debug)]
 struct Account {
     user: String,
     /// The nss_wrapper library, when `passwd` and `group` in the server's directory are the user database.
@@ -259,7 +260,7 @@ pub struct Sshd {
     listener: Child,
     mark: u64,
     port: u16,
-    user: String,
+    account: Account,
     host_keys: Vec<String>,
     watchdog: Option<Watchdog>,
     dir: TempDir,
@@ -299,7 +300,7 @@ impl Sshd {
 
     /// The user who may log in.
     pub fn user(&self) -> &str {
-        &self.user
+        &self.account.user
     }
 
     /// The server's own directory, for files that shall go when it goes.
@@ -368,7 +369,7 @@ impl Sshd {
         ssh.arg("-o").arg(format!("UserKnownHostsFile={}", known_hosts.display()));
         ssh.args(["-o", "GlobalKnownHostsFile=none", "-o", "StrictHostKeyChecking=yes", "-o", "LogLevel=ERROR"]);
         ssh.arg("-i").arg(self.identity()).arg("-p").arg(port.to_string());
-        ssh.arg(format!("{}@{HOST}", self.user));
+        ssh.arg(format!("{}@{HOST}", self.account.user));
         ssh
     }
 
@@ -406,6 +407,18 @@ impl Sshd {
         // The listener first, so that nothing new begins meanwhile.
         send_signal(self.pid(), Signal::KILL);
         self.signal_sessions(Signal::KILL);
+    }
+
+    /// Starts a listener anew, after [`kill9`](Sshd::kill9): same port, same keys. Its log begins anew, too.
+    ///
+    /// # Errors
+    /// As [`Builder::start`], and when somebody has taken the port meanwhile.
+    pub fn restart(&mut self) -> io::Result<()> {
+        let _ = self.listener.kill();
+        self.listener.wait()?;
+        self.listener = spawn(&find_sshd()?, &self.account, self.dir.path())?;
+        mark_process(self.listener.id(), self.mark)?;
+        wait_until_listening(&mut self.listener, self.port, self.dir.path())
     }
 }
 

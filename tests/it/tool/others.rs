@@ -95,6 +95,7 @@ fn every_shell_can_read_its_completions() {
     for shell in ["bash", "zsh", "fish"] {
         let script = run(threadline().args(["completions", shell]));
         assert!(script.status.success() && text(&script.stdout).contains("kill-grace"), "{shell}");
+        assert!(text(&script.stdout).contains("ready-command"), "{shell}");
         let file = scratch.path().join(shell);
         std::fs::write(&file, script.stdout).unwrap();
         let read = run(Command::new(shell).arg("-n").arg(&file));
@@ -104,7 +105,7 @@ fn every_shell_can_read_its_completions() {
 
 #[test]
 fn the_man_pages_are_sound() {
-    for page in [&["man"][..], &["man", "exec"], &["man", "shell"], &["man", "doctor"]] {
+    for page in [&["man"][..], &["man", "exec"], &["man", "shell"], &["man", "forward"], &["man", "doctor"]] {
         let source = run(threadline().args(page));
         assert!(source.status.success(), "{page:?}");
         let rendered = run_with(Command::new("groff").args(["-man", "-Tutf8", "-ww", "-z"]), source.stdout.clone());
@@ -112,7 +113,7 @@ fn the_man_pages_are_sound() {
         assert!(text(&source.stdout).contains(".SH NAME"), "{page:?}");
     }
     let (code, said) = failure(&run(threadline().args(["man", "nonsense"])));
-    assert!(code == 2 && said.contains("exec, shell, "), "{code} {said}");
+    assert!(code == 2 && said.contains("exec, shell, forward, "), "{code} {said}");
 }
 
 #[test]
