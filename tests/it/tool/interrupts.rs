@@ -124,7 +124,7 @@ fn a_timeout_ends_the_remote_command_and_is_3() {
 #[test]
 fn a_timeout_of_one_of_several_leaves_the_others_alone() {
     let server = Sshd::start().unwrap();
-    let mut tool = exec(&server, &["--json", "--timeout", "1500ms"]);
+    let mut tool = exec(&server, &["--json", "--timeout", "4s"]);
     let output = run(tool.args(["-c", "echo $$; exec sleep 300", "-c", "echo fine", "-c", "echo $$; exec yes"]));
     assert_eq!(output.status.code(), Some(3), "{}", text(&output.stderr));
     let events: Vec<serde_json::Value> =
