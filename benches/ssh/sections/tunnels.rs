@@ -26,7 +26,7 @@ const GIB: f64 = (1024 * MIB) as f64;
 
 /// Programs at once at 20 ms, and connections of each.
 const PROGRAMS: usize = 16;
-const EACH: usize = 5;
+const EACH: usize = 15;
 
 /// A page's targets, and how many of them never answer.
 const TARGETS: usize = 50;
