@@ -29,6 +29,9 @@ pub trait Client {
     fn upload(&mut self, bytes: u64) -> Outcome<f64>;
     /// So many bytes from this port of 127.0.0.1 over a connection that the server makes.
     fn forward(&mut self, port: u16, bytes: u64) -> Outcome<f64>;
+    /// Listens here for each of these ports of 127.0.0.1, as the server sees them, and once more as a SOCKS proxy; the
+    /// ports on this side, in that order.
+    fn listen(&mut self, targets: &[u16]) -> Outcome<Vec<u16>>;
     /// How late the lines of n commands arrive, p50, p99 and the latest in seconds, besides; with `flood` beside a channel that nobody
     /// reads and one that never ends.
     fn tickers(&mut self, n: usize, ticks: usize, flood: bool) -> Outcome<(f64, Vec<f64>)>;
@@ -41,11 +44,12 @@ pub struct Ours {
     account: Account,
     client: Option<threadline::Client>,
     held: Vec<threadline::Client>,
+    forwards: Vec<threadline::Forward>,
 }
 
 impl Ours {
     pub fn new(account: Account) -> Ours {
-        Ours { account, client: None, held: Vec::new() }
+        Ours { account, client: None, held: Vec::new(), forwards: Vec::new() }
     }
 
     fn builder(&self, port: u16) -> threadline::ClientBuilder {
@@ -123,6 +127,19 @@ impl Client for Ours {
         expect_bytes(stream, bytes)?;
         process::note_threads()?;
         Ok(began.elapsed().as_secs_f64())
+    }
+
+    fn listen(&mut self, targets: &[u16]) -> Outcome<Vec<u16>> {
+        let client = self.client()?;
+        let here = format!("{HOST}:0");
+        let mut forwards = Vec::new();
+        for target in targets {
+            forwards.push(client.forward_local(&here, format!("{HOST}:{target}"))?);
+        }
+        forwards.push(client.forward_dynamic(&here)?);
+        let ports = forwards.iter().map(|forward| Ok(forward.local_addr().ok_or("not a TCP port")?.port())).collect();
+        self.forwards = forwards;
+        ports
     }
 
     fn tickers(&mut self, n: usize, ticks: usize, flood: bool) -> Outcome<(f64, Vec<f64>)> {
@@ -302,6 +319,10 @@ impl Client for Plain {
         Ok(took.as_secs_f64())
     }
 
+    fn listen(&mut self, _: &[u16]) -> Outcome<Vec<u16>> {
+        Err("it has nothing that listens".into())
+    }
+
     fn tickers(&mut self, _: usize, _: usize, _: bool) -> Outcome<(f64, Vec<f64>)> {
         Err("a thread that reads a silent channel holds the session's lock".into())
     }
@@ -426,7 +447,8 @@ fn lateness(from: impl Read) -> Outcome<Vec<f64>> {
     Ok(late)
 }
 
-fn percentiles(mut late: Vec<f64>) -> Vec<f64> {
+/// p50, p99 and the most.
+pub fn percentiles(mut late: Vec<f64>) -> Vec<f64> {
     late.sort_by(f64::total_cmp);
     [0.5, 0.99, 1.0].iter().map(|part| late[((late.len() - 1) as f64 * part) as usize]).collect()
 }

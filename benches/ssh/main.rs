@@ -8,7 +8,7 @@
 //! | variable | what | default |
 //! |---|---|---|
 //! | `BENCH_ONLY` | only the sections whose name contains one of these words | all |
-//! | `BENCH_REPEATS` | turns of each client | 5, 3 for ciphers |
+//! | `BENCH_REPEATS` | turns of each client | 5, 3 for ciphers and tunnels |
 //! | `BENCH_MIB` | MiB of a download or upload | 256 |
 //! | `BENCH_LONG_MIB` | MiB of the download over the long link | 1024 |
 //! | `BENCH_SECONDS` | how long tickers tick and idle connections are watched | 5 |
@@ -33,12 +33,14 @@ mod process;
 mod proxy;
 /// The rows, one function a section.
 mod sections;
-/// The far end of a forwarded connection.
+/// The far ends of forwarded connections.
 mod source;
 #[path = "../../src/bin/threadline/sshd.rs"]
 mod sshd;
 /// The table.
 mod table;
+/// Clients that listen here and carry what comes, and what programs do through them.
+mod tunnel;
 /// A client in a process of its own, asked line by line.
 mod worker;
 

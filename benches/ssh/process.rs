@@ -53,8 +53,8 @@ pub fn status(pid: &str, field: &str) -> Outcome<f64> {
 }
 
 /// Memory that is this process's alone, in KiB: what another one like it would cost.
-pub fn private_dirty() -> Outcome<f64> {
-    number(&fs::read_to_string("/proc/self/smaps_rollup")?, "Private_Dirty")
+pub fn private_dirty(pid: &str) -> Outcome<f64> {
+    number(&fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?, "Private_Dirty")
 }
 
 fn number(text: &str, field: &str) -> Outcome<f64> {

@@ -2,6 +2,8 @@
 
 /// Every transfer with every cipher.
 mod ciphers;
+/// Programs through `ssh -L` and `-D`, and through ours.
+mod tunnels;
 
 use std::cell::RefCell;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -43,6 +45,12 @@ pub struct Sizes {
     kernel_turns: usize,
     /// Connections held idle, and commands that tick.
     many: usize,
+    /// Connections through a tunnel, one after the other.
+    visits: usize,
+    /// Bytes there and back through a tunnel, one after the other.
+    echoes: usize,
+    /// Connections through a tunnel held open.
+    held: usize,
 }
 
 impl Sizes {
@@ -67,6 +75,9 @@ impl Sizes {
             #[cfg(feature = "fast-ciphers")]
             kernel_turns: if in_earnest { 40 } else { 1 },
             many: if in_earnest { 100 } else { 4 },
+            visits: if in_earnest { 1000 } else { 5 },
+            echoes: if in_earnest { 3000 } else { 10 },
+            held: if in_earnest { 200 } else { 5 },
         })
     }
 }
@@ -79,6 +90,7 @@ pub struct Bench {
     python: String,
     table: Table,
     ciphers: Table,
+    tunnels: Table,
     #[cfg(feature = "fast-ciphers")]
     kernel: Table,
 }
@@ -89,12 +101,14 @@ impl Bench {
         // A plain login shell: what a shell does before it runs `true` is not the subject.
         let server = Sshd::builder().login_shell("/bin/sh").option("MaxSessions 100").start()?;
         let (table, ciphers) = (Table::new(&CLIENTS), Table::new(&ciphers::COLUMNS));
+        let tunnels = Table::new(&tunnels::COLUMNS);
         Ok(Bench {
             sizes,
             server,
             python: find_paramiko()?,
             table,
             ciphers,
+            tunnels,
             #[cfg(feature = "fast-ciphers")]
             kernel: Table::new(&crate::kernel::COLUMNS),
         })
@@ -113,6 +127,7 @@ impl Bench {
             ("ciphers", Bench::ciphers),
             #[cfg(feature = "fast-ciphers")]
             ("cipher-kernel", Bench::kernel),
+            ("tunnels", Bench::tunnels),
             ("tickers", Bench::tickers),
             ("idle", Bench::idle),
             ("printer", Bench::lines),
@@ -125,6 +140,7 @@ impl Bench {
         Ok(vec![
             self.table,
             self.ciphers,
+            self.tunnels,
             #[cfg(feature = "fast-ciphers")]
             self.kernel,
         ])

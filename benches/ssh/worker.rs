@@ -17,7 +17,7 @@ use crate::Outcome;
 pub const ROLE: &str = "worker";
 
 /// After so long an idle connection has given back what it keeps for being busy.
-const SETTLE: Duration = Duration::from_millis(1500);
+pub const SETTLE: Duration = Duration::from_millis(1500);
 
 /// Where to log in, and as whom.
 #[derive(Debug, Clone)]
@@ -63,6 +63,11 @@ impl Worker {
         let stdin = process.stdin.take();
         let stdout = process.stdout.take().ok_or("a worker without stdout")?;
         Ok(Worker { name, process, stdin, stdout: BufReader::new(stdout) })
+    }
+
+    /// The process id.
+    pub fn pid(&self) -> u32 {
+        self.process.id()
     }
 
     /// Lets it do a task and waits for what it took.
@@ -126,6 +131,10 @@ fn task(client: &mut dyn Client, words: &[&str]) -> Outcome<(f64, Vec<f64>)> {
         ["download", bytes, channels] => client.download(bytes.parse()?, channels.parse()?)?,
         ["upload", bytes] => client.upload(bytes.parse()?)?,
         ["forward", port, bytes] => client.forward(port.parse()?, bytes.parse()?)?,
+        ["listen", targets @ ..] => {
+            let targets = targets.iter().map(|port| port.parse()).collect::<Result<Vec<u16>, _>>()?;
+            return Ok((0.0, client.listen(&targets)?.into_iter().map(f64::from).collect()));
+        }
         ["tickers", n, ticks, flood] => return client.tickers(n.parse()?, ticks.parse()?, flood.parse()?),
         ["idle", port, n, seconds] => return idle(client, port.parse()?, n.parse()?, seconds.parse()?),
         other => return Err(format!("an unknown task: {other:?}").into()),
@@ -138,7 +147,7 @@ fn task(client: &mut dyn Client, words: &[&str]) -> Outcome<(f64, Vec<f64>)> {
 fn idle(client: &mut dyn Client, port: u16, n: usize, seconds: f64) -> Outcome<(f64, Vec<f64>)> {
     let memory = || -> Outcome<[f64; 2]> {
         thread::sleep(SETTLE);
-        Ok([private_dirty()?, status("self", "VmRSS")?])
+        Ok([private_dirty("self")?, status("self", "VmRSS")?])
     };
     // The first ones pay for what all share.
     client.login(port)?;

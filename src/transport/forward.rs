@@ -84,14 +84,17 @@ struct State {
     ended: Option<Error>,
     events: VecDeque<ForwardEvent>,
     missed: u64,
+    /// Who waits for news. Without anybody, telling it would be a system call for nothing at each event.
+    waiting: usize,
     arrivals: VecDeque<Arrival>,
 }
 
 /// The transport's side.
 impl Shared {
     pub fn begun(&self, outcome: Result<Option<u16>>) {
-        self.lock().begun.get_or_insert(outcome);
-        self.news.notify_all();
+        let mut state = self.lock();
+        state.begun.get_or_insert(outcome);
+        self.tell(state);
     }
 
     /// The first reason stays.
@@ -99,8 +102,7 @@ impl Shared {
         let mut state = self.lock();
         state.begun.get_or_insert(Err(reason.clone()));
         state.ended.get_or_insert(reason);
-        drop(state);
-        self.news.notify_all();
+        self.tell(state);
     }
 
     pub fn event(&self, event: ForwardEvent) {
@@ -110,13 +112,22 @@ impl Shared {
             state.missed += 1;
         }
         state.events.push_back(event);
-        drop(state);
-        self.news.notify_all();
+        self.tell(state);
     }
 
     pub fn arrived(&self, arrival: Arrival) {
-        self.lock().arrivals.push_back(arrival);
-        self.news.notify_all();
+        let mut state = self.lock();
+        state.arrivals.push_back(arrival);
+        self.tell(state);
+    }
+
+    /// Wakes whoever waits.
+    fn tell(&self, state: MutexGuard<'_, State>) {
+        let waiting = state.waiting > 0;
+        drop(state);
+        if waiting {
+            self.news.notify_all();
+        }
     }
 
     /// Connections that nobody has accepted yet.
@@ -172,15 +183,16 @@ impl Shared {
             if let Some(found) = found(&mut state) {
                 return Ok(found);
             }
-            let Some((at, after)) = limit.total else {
-                state = self.news.wait(state).unwrap_or_else(PoisonError::into_inner);
-                continue;
-            };
-            let left = at.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+            let left = limit.total.map(|(at, after)| (at.saturating_duration_since(Instant::now()), after));
+            if let Some((Duration::ZERO, after)) = left {
                 return Err(Error::timeout(phase, after));
             }
-            state = self.news.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            state.waiting += 1;
+            state = match left {
+                None => self.news.wait(state).unwrap_or_else(PoisonError::into_inner),
+                Some((left, _)) => self.news.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0,
+            };
+            state.waiting -= 1;
         }
     }
 

@@ -57,6 +57,8 @@ pub(crate) struct Socket {
     end_is_due: bool,
     last_received: Instant,
     received: u64,
+    /// What was received last has not been acknowledged by us.
+    unacknowledged: bool,
     before_auth: bool,
     head: Vec<u8>,
 }
@@ -74,6 +76,7 @@ impl Socket {
             end_is_due: false,
             last_received: Instant::now(),
             received: 0,
+            unacknowledged: false,
             before_auth: true,
             head: Vec::new(),
         })
@@ -126,9 +129,11 @@ impl Socket {
         self.received += bytes.len() as u64;
         if bytes.len() < asked {
             self.readable = false;
-            self.acknowledge_now();
+            self.unacknowledged = true;
         }
         if self.before_auth {
+            // The handshake's reads have no flush behind them.
+            self.acknowledge();
             let room = HEAD.saturating_sub(self.head.len());
             self.head.extend_from_slice(&bytes[..bytes.len().min(room)]);
             if self.received > MAX_BEFORE_AUTH {
@@ -139,10 +144,12 @@ impl Socket {
 
     /// sshd answers in two segments, and its Nagle holds the second back until the first is acknowledged: without this
     /// every login and many a command wait 40 ms for our delayed acknowledgement. The kernel forgets the flag, so it
-    /// is set after every receive that emptied the socket.
-    fn acknowledge_now(&self) {
-        #[cfg(target_os = "linux")]
-        let _ = rustix::net::sockopt::set_tcp_quickack(&self.stream, true);
+    /// is set after every receive that emptied the socket, unless an answer goes out at once: that acknowledges too.
+    fn acknowledge(&mut self) {
+        if std::mem::take(&mut self.unacknowledged) {
+            #[cfg(target_os = "linux")]
+            let _ = rustix::net::sockopt::set_tcp_quickack(&self.stream, true);
+        }
     }
 
     fn ended(&mut self, end: End) -> Result<usize, i32> {
@@ -159,11 +166,21 @@ impl Socket {
         Ok(())
     }
 
-    /// Writes what is buffered until the kernel takes no more; true when nothing is left.
+    /// Writes what is buffered until the kernel takes no more; true when nothing is left. What was received is
+    /// acknowledged then, in one packet with what is written, if there is anything.
     pub fn flush(&mut self) -> io::Result<bool> {
+        let flushed = self.write();
+        self.acknowledge();
+        flushed
+    }
+
+    fn write(&mut self) -> io::Result<bool> {
         while !self.out.is_empty() {
             match rustix::net::send(&self.stream, self.out.bytes(), SendFlags::NOSIGNAL) {
-                Ok(n) => self.out.consume(n),
+                Ok(n) => {
+                    self.out.consume(n);
+                    self.unacknowledged = false;
+                }
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => return Ok(false),
                 Err(errno) => return Err(errno.into()),
@@ -298,5 +315,43 @@ impl OutBuffer {
             self.buffer = Vec::new();
             self.start = 0;
         }
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use std::io::Write;
+    use std::net::{Ipv4Addr, TcpListener};
+
+    use rustix::net::sockopt;
+
+    use super::*;
+
+    /// A socket that has received a byte, and whose kernel has since been told to wait with acknowledgements.
+    fn with_a_byte_received() -> (Socket, TcpStream) {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut peer, _) = listener.accept().unwrap();
+        peer.write_all(b"x").unwrap();
+        stream.peek(&mut [0]).unwrap();
+        let mut socket = Socket::new(stream).unwrap();
+        socket.authenticated();
+        socket.allow(100);
+        sockopt::set_tcp_quickack(&socket, false).unwrap();
+        assert_eq!(socket.receive(&mut [0; 10]), Ok(1));
+        (socket, peer)
+    }
+
+    #[test]
+    fn what_is_not_answered_is_acknowledged_and_an_answer_acknowledges_by_itself() {
+        let (mut socket, _peer) = with_a_byte_received();
+        assert!(!sockopt::tcp_quickack(&socket).unwrap());
+        assert!(socket.flush().unwrap());
+        assert!(sockopt::tcp_quickack(&socket).unwrap());
+
+        let (mut socket, _peer) = with_a_byte_received();
+        socket.take(b"answer").unwrap();
+        assert!(socket.flush().unwrap());
+        assert!(!sockopt::tcp_quickack(&socket).unwrap());
     }
 }

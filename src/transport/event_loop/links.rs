@@ -541,7 +541,8 @@ impl EventLoop {
             return;
         }
         if link.eof_received && !std::mem::replace(&mut link.write_ended, true) {
-            if let Some(socket) = &link.socket {
+            // Where both ends have said all, closing it says so too.
+            if let Some(socket) = link.socket.as_ref().filter(|_| !link.read_ended) {
                 let _ = rustix::net::shutdown(socket, rustix::net::Shutdown::Write);
             }
         }
