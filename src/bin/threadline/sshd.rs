@@ -399,7 +399,14 @@ impl Sshd {
     /// Sends a signal to every sshd process that serves a connection: `Signal::STOP` makes the peer mute,
     /// `Signal::KILL` ends the connections while the listener takes new ones.
     pub fn signal_sessions(&self, signal: Signal) {
-        self.session_pids().into_iter().for_each(|pid| send_signal(pid, signal));
+        let pids = self.session_pids();
+        pids.iter().for_each(|&pid| send_signal(pid, signal));
+        if signal == Signal::STOP {
+            // It may run on for a moment, on another processor.
+            while pids.iter().any(|&pid| runs_on(pid)) {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
     }
 
     /// `kill -9` of the listener and of every session. The commands live on, as they do after a crash, until drop.
@@ -579,6 +586,13 @@ fn kill_marked(mark: u64) {
         pids.into_iter().for_each(|pid| send_signal(pid, Signal::KILL));
         thread::sleep(GLANCE);
     }
+}
+
+/// Whether a process is there and neither stopped nor a zombie.
+fn runs_on(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+    state.is_some_and(|state| !matches!(state, 'T' | 't' | 'Z' | 'X'))
 }
 
 fn send_signal(pid: u32, signal: Signal) {

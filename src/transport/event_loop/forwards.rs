@@ -139,11 +139,7 @@ impl EventLoop {
 
     /// Ends a forward with all its connections.
     pub(super) fn end_forward(&mut self, token: Token, reason: Error) {
-        if let Some(forward) = self.forwards.get(&token) {
-            // First, so that it is this reason that is told.
-            forward.shared.ended(reason.clone());
-            self.stop_listening(token);
-        }
+        self.stop_listening(token);
         let Some(forward) = self.forwards.remove(&token) else { return };
         for arrival in forward.shared.take_arrivals() {
             self.close(arrival.token);
@@ -152,6 +148,10 @@ impl EventLoop {
         for link in links {
             self.end_link(link, Some(reason.clone()));
         }
+        let shared = Arc::clone(&forward.shared);
+        drop(forward);
+        // Last: who has waited for this finds that nobody listens any more, and what became of each connection.
+        shared.ended(reason);
     }
 
     /// The connection ends, or is about to.
