@@ -399,13 +399,20 @@ impl Sshd {
     /// Sends a signal to every sshd process that serves a connection: `Signal::STOP` makes the peer mute,
     /// `Signal::KILL` ends the connections while the listener takes new ones.
     pub fn signal_sessions(&self, signal: Signal) {
-        let pids = self.session_pids();
-        pids.iter().for_each(|&pid| send_signal(pid, signal));
-        if signal == Signal::STOP {
-            // It may run on for a moment, on another processor.
-            while pids.iter().any(|&pid| runs_on(pid)) {
-                std::thread::sleep(Duration::from_millis(1));
+        let mut told = Vec::new();
+        loop {
+            // Where sshd gives up its privileges it forks once more behind the login: after our first look, perhaps.
+            let mut pids = self.session_pids();
+            pids.retain(|pid| !told.contains(pid));
+            if pids.is_empty() {
+                return;
             }
+            pids.iter().for_each(|&pid| send_signal(pid, signal));
+            // One that is being stopped or killed may run on for a moment on another processor, and fork.
+            while matches!(signal, Signal::STOP | Signal::KILL) && pids.iter().any(|&pid| runs_on(pid)) {
+                thread::sleep(Duration::from_millis(1));
+            }
+            told.extend(pids);
         }
     }
 
@@ -564,10 +571,14 @@ fn carries(pid: u32, mark: u64) -> bool {
 
 /// Whether a process only waits for its parent to ask. In a container without an init nobody ever does.
 fn is_dead(pid: u32) -> bool {
-    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return true };
-    // The state follows the name, which may hold anything, a parenthesis too.
-    let Some((_, fields)) = stat.rsplit_once(") ") else { return true };
-    fields.starts_with(['Z', 'X'])
+    state_of(pid).is_none_or(|state| matches!(state, 'Z' | 'X'))
+}
+
+/// The letter of proc(5), of a process that is there.
+fn state_of(pid: u32) -> Option<char> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // It follows the name, which may hold anything, a parenthesis too.
+    stat.rsplit_once(") ")?.1.chars().next()
 }
 
 /// `sshd`, and from OpenSSH 9.8 on `sshd-session` and `sshd-auth`.
@@ -590,9 +601,7 @@ fn kill_marked(mark: u64) {
 
 /// Whether a process is there and neither stopped nor a zombie.
 fn runs_on(pid: u32) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
-    state.is_some_and(|state| !matches!(state, 'T' | 't' | 'Z' | 'X'))
+    state_of(pid).is_some_and(|state| !matches!(state, 'T' | 't' | 'Z' | 'X'))
 }
 
 fn send_signal(pid: u32, signal: Signal) {
