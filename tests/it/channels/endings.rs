@@ -9,7 +9,7 @@ use super::{at_once, client_of, meanwhile, own, Echo};
 use crate::connect::{client, PATIENCE};
 use crate::rogue::{Behaviour, Rogue};
 use crate::sshd::Sshd;
-use crate::util::within;
+use crate::util::{eventually, within};
 
 #[test]
 fn every_exit_code_arrives() {
@@ -159,11 +159,14 @@ fn kill_9_of_the_server_ends_every_wait_and_what_had_come_is_read_first() {
     let mut silent = client.sh("sleep 1000").spawn().unwrap();
     let waiting = meanwhile(move || lost(&silent.wait().unwrap_err()));
     let mut unread = client.sh("echo first; exec sleep 1000").spawn().unwrap();
-    let merged = client.sh("echo out; echo err >&2; exec sleep 1000").spawn().unwrap().lines();
+    let printed = server.dir().join("printed");
+    let both = format!("echo out; echo err >&2; : >'{}'; exec sleep 1000", printed.display());
+    let merged = client.sh(both).spawn().unwrap().lines();
     // A round trip through the same process after each has printed.
     let mut echo = Echo::on(&client);
     let mut line = [0; 6];
     unread.stdout.as_mut().unwrap().read_exact(&mut line[..1]).unwrap();
+    eventually(PATIENCE, "both lines are printed", || printed.exists());
     echo.rounds(1);
     let gathered = meanwhile(move || merged.collect::<Vec<_>>());
     gathered.still_waits();
