@@ -521,7 +521,7 @@ impl Error {
                 }
                 ShellFailure::Timeout(_) => {
                     "it may wait for input: answer it (Shell::respond, send_line), interrupt it (send_control('c')), or \
-                     allow more time; if this is no Unix shell, say how it prompts (Shell::set_profile)"
+                     allow more time"
                         .into()
                 }
                 ShellFailure::AskedAgain => "check the answer before it is tried again: accounts get locked".into(),

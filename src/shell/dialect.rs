@@ -67,6 +67,8 @@ pub(super) fn mark_at(bytes: &[u8], token: &str) -> Option<(Mark, usize)> {
         "p" => Mark::Prompt,
         "h" => Mark::Here,
         _ => match meaning.strip_prefix('q') {
+            // The question come back, by something that repeats what it gets and knows backslashes.
+            Some(UNANSWERED) => return None,
             Some(answer) => Mark::Is(dialect_of(answer)),
             None => Mark::End(meaning.parse().ok()?),
         },
@@ -74,10 +76,13 @@ pub(super) fn mark_at(bytes: &[u8], token: &str) -> Option<(Mark, usize)> {
     Some((mark, start.len() + length + 1))
 }
 
-/// A line that every shell understands, free of aliases. Two backslashes in single quotes are one to fish; csh has a status that is a
-/// number, as zsh has, and the variable `shell`, which zsh has not.
+/// What the probe asks, in printf's words.
+const UNANSWERED: &str = "%s:%s:%s";
+
+/// A line that every shell understands, free of aliases. Two backslashes in single quotes are one to fish; csh has a
+/// status that is a number, as zsh has, and the variable `shell`, which zsh has not.
 pub(super) fn probe(token: &str) -> String {
-    format!(r#" \printf '\036{token}:q%s:%s:%s\037' '\\' "$status" "$shell""#)
+    format!(r#" \printf '\036{token}:q{UNANSWERED}\037' '\\' "$status" "$shell""#)
 }
 
 fn dialect_of(answer: &str) -> Dialect {
@@ -265,6 +270,8 @@ mod tests {
         assert_eq!(mark(r"q\\:1:/bin/tcsh").unwrap().0, Mark::Is(Dialect::Csh));
         assert_eq!(mark("nonsense"), None);
         assert_eq!(mark_at(format!("\x1e{TOKEN}:12").as_bytes(), TOKEN), None);
+        // A device that prints what it gets, escapes and all, has not answered.
+        assert_eq!(mark("q%s:%s:%s"), None);
         for dialect in [Dialect::Posix, Dialect::Fish, Dialect::Csh] {
             let script = Script::new(dialect, TOKEN);
             let typed = [

@@ -107,7 +107,7 @@ fn a_pager_that_cannot_be_turned_off_is_answered_and_leaves_no_trace() {
 fn without_a_profile_a_device_is_an_error_that_says_what_to_do() {
     within(PATIENCE, || {
         let (_server, mut shell) = shell();
-        let error = shell.run_within("show clock", std::time::Duration::from_secs(3)).unwrap_err();
+        let error = shell.run_within("show clock", std::time::Duration::from_millis(500)).unwrap_err();
         assert!(error.hint().unwrap().contains("set_profile"), "{error}");
     });
 }
