@@ -139,6 +139,11 @@ const BLOCK_WISE: usize = 0;
 const GCM: usize = 1;
 const CHACHA: usize = 2;
 
+/// Whether libssh2 hands the methods in this family's slots a packet a call.
+const fn takes_whole_packets(family: usize) -> bool {
+    family == CHACHA || (family == GCM && cfg!(feature = "fast-ciphers"))
+}
+
 /// libssh2's own functions of a family.
 #[derive(Clone, Copy)]
 struct Original {
@@ -350,11 +355,11 @@ impl Context {
         true
     }
 
-    /// Whether a call with these flags is the one by which a packet is counted that is not ours as a whole. With
-    /// encrypt-then-MAC libssh2 marks no first block when it sends.
+    /// Whether a call with these flags is the one by which its packet is counted: a whole packet's only one, or that with
+    /// the first block. With encrypt-then-MAC libssh2 marks no first block when it sends.
     fn counts<const FAMILY: usize>(&self, firstlast: c_int) -> bool {
         let mark = if self.encrypt && self.framing.length == LengthField::Before { LAST_BLOCK } else { FIRST_BLOCK };
-        !self.private_key && (FAMILY == CHACHA || firstlast & mark != 0)
+        !self.private_key && (takes_whole_packets(FAMILY) || firstlast & mark != 0)
     }
 }
 
@@ -553,44 +558,34 @@ unsafe extern "C" fn on_crypt<const FAMILY: usize>(
                 // SAFETY: a context of libssh2's own, for the function that it was made for.
                 (unsafe { (original.crypt)(session, sequence, data, len, slot, firstlast) } == 0).then_some(())
             };
-            return if FAMILY == GCM && cfg!(feature = "fast-ciphers") {
+            return if FAMILY == GCM && takes_whole_packets(GCM) {
                 // SAFETY: libssh2 takes the method for a whole-packet one.
                 unsafe { piece_by_piece(data, len, slot, crypt) }
             } else {
                 crypt(data, len, firstlast)
             };
         };
+        if context.counts::<FAMILY>(firstlast) && !context.may_begin() {
+            return None;
+        }
         match &mut context.cipher {
             Cipher::Libssh2 { crypt, context: theirs } => {
-                let (crypt, theirs) = (*crypt, ptr::from_mut(theirs));
-                if context.counts::<FAMILY>(firstlast) && !context.may_begin() {
-                    return None;
-                }
                 // SAFETY: libssh2's own arguments and context, for the function that stood here before.
                 if unsafe { crypt(session, sequence, data, len, theirs, firstlast) } != 0 {
                     return None;
                 }
-                // SAFETY: `data` has `len` bytes.
-                unsafe { first_block_is_possible(context, data, len, firstlast) }
             }
             #[cfg(feature = "fast-ciphers")]
-            Cipher::Ctr(_) => {
-                if context.counts::<FAMILY>(firstlast) && !context.may_begin() {
-                    return None;
-                }
-                if let Cipher::Ctr(cipher) = &mut context.cipher {
-                    // SAFETY: libssh2 passes `len` bytes to work on in place.
-                    cipher.apply(unsafe { std::slice::from_raw_parts_mut(data, len) })?;
-                }
-                // SAFETY: as above.
-                unsafe { first_block_is_possible(context, data, len, firstlast) }
-            }
+            // SAFETY: libssh2 passes `len` bytes to work on in place.
+            Cipher::Ctr(cipher) => cipher.apply(unsafe { std::slice::from_raw_parts_mut(data, len) })?,
             #[cfg(feature = "fast-ciphers")]
             Cipher::Gcm(_) | Cipher::ChaCha(_) => {
                 // SAFETY: libssh2 passes whole packets.
-                unsafe { whole_packet(context, sequence, data, len) }
+                return unsafe { whole_packet(context, sequence, data, len) };
             }
         }
+        // SAFETY: `data` has `len` bytes.
+        unsafe { first_block_is_possible(context, data, len, firstlast) }
     })
 }
 
@@ -632,7 +627,7 @@ unsafe fn first_block_is_possible(context: &Context, data: *mut u8, len: usize, 
 unsafe fn whole_packet(context: &mut Context, sequence: c_uint, data: *mut u8, len: usize) -> Option<()> {
     let header = if context.private_key { 0 } else { LENGTH };
     let all = if context.encrypt { len } else { header + len } + TAG;
-    if len < header || (!context.private_key && !context.may_begin()) {
+    if len < header {
         return None;
     }
     // A key file's passphrase may be wrong; a packet was changed.

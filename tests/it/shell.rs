@@ -9,11 +9,20 @@ use std::io::{BufRead, Read, Write};
 use std::thread;
 use std::time::Duration;
 
-use threadline::{Control, Error, ExitStatus, Pty, PtySize, Shell, TerminalMode};
+use threadline::{Control, Error, ExitStatus, Pty, PtySize, Shell, ShellError, TerminalMode};
 
 use crate::connect::{client, PATIENCE};
 use crate::sshd::Sshd;
 use crate::util::{eventually, within};
+
+/// The error of a shell.
+#[track_caller]
+fn shell_error(error: Error) -> ShellError {
+    match error {
+        Error::Shell(error) => *error,
+        other => panic!("{other:?}"),
+    }
+}
 
 /// Reads until the text has come, and returns all that came up to its end.
 #[track_caller]

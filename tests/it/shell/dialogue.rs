@@ -3,9 +3,9 @@
 use std::io::{Read, Write};
 use std::time::Duration;
 
-use threadline::{Error, ExitStatus, Pattern, Phase, Pty, Shell, ShellError, ShellFailure, TerminalMode};
+use threadline::{Error, ExitStatus, Pattern, Phase, Pty, Shell, ShellFailure, TerminalMode};
 
-use super::{client, within, Sshd, PATIENCE};
+use super::{client, shell_error, within, Sshd, PATIENCE};
 use crate::connect::client_via;
 use crate::proxy::Proxy;
 use crate::util::noise;
@@ -15,14 +15,6 @@ fn quiet_shell() -> (Sshd, Shell) {
     let server = Sshd::builder().login_shell("/bin/sh").start().unwrap();
     let shell = client(&server).invoke_shell_on(&Pty::default().mode(TerminalMode::ECHO, 0)).unwrap();
     (server, shell)
-}
-
-#[track_caller]
-fn shell_error(error: Error) -> ShellError {
-    match error {
-        Error::Shell(error) => *error,
-        other => panic!("{other:?}"),
-    }
 }
 
 #[test]

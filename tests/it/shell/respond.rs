@@ -3,9 +3,9 @@
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
-use threadline::{Error, Pattern, Responder, Shell, ShellError, ShellFailure};
+use threadline::{Pattern, Responder, Shell, ShellFailure};
 
-use super::{client, within, Sshd, PATIENCE};
+use super::{client, shell_error, within, Sshd, PATIENCE};
 
 const SECRET: &str = "correct horse 7";
 
@@ -32,14 +32,6 @@ fn shell() -> (Sshd, Shell) {
     std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
     let shell = client(&server).invoke_shell().unwrap();
     (server, shell)
-}
-
-#[track_caller]
-fn shell_error(error: Error) -> ShellError {
-    match error {
-        Error::Shell(error) => *error,
-        other => panic!("{other:?}"),
-    }
 }
 
 #[test]

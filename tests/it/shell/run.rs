@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use threadline::{Client, Error, ExitStatus, Pty, Shell, ShellError, ShellFailure, TerminalMode};
+use threadline::{Client, Error, ExitStatus, Pty, Shell, ShellFailure, TerminalMode};
 
-use super::{client, eventually, within, Sshd, PATIENCE};
+use super::{client, eventually, shell_error, within, Sshd, PATIENCE};
 use crate::util::{noise, sha256};
 
 /// Sh's own language, and what nearly speaks it.
@@ -45,14 +45,6 @@ fn ran(shell: &mut Shell, command: &str) -> (String, u32) {
     let output = shell.run_within(command, LIMIT).unwrap_or_else(|e| panic!("{command}: {e}"));
     assert!(output.stderr.is_empty());
     (String::from_utf8(output.stdout).expect("text"), output.status.code().expect("a code"))
-}
-
-#[track_caller]
-fn shell_error(error: Error) -> ShellError {
-    match error {
-        Error::Shell(error) => *error,
-        other => panic!("{other:?}"),
-    }
 }
 
 #[test]

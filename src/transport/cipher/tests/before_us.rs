@@ -2,15 +2,6 @@
 
 use super::*;
 
-const FAST: [(&str, usize, usize); 6] = [
-    ("aes128-gcm@openssh.com", 16, 12),
-    ("aes256-gcm@openssh.com", 32, 12),
-    ("chacha20-poly1305@openssh.com", 64, 0),
-    ("aes128-ctr", 16, 16),
-    ("aes192-ctr", 24, 16),
-    ("aes256-ctr", 32, 16),
-];
-
 fn packet(name: &str, blocks: usize) -> Vec<u8> {
     let len = if family_of(name) == BLOCK_WISE { blocks * 16 - LENGTH } else { blocks * 16 };
     [&u32::try_from(len).unwrap().to_be_bytes()[..], &noise(blocks, len)].concat()
