@@ -29,11 +29,8 @@ impl PollSet {
 
     /// Waits until one of them is ready or the deadline has passed. An interruption by a signal looks like the latter.
     pub fn wait(&mut self, deadline: Option<Instant>) -> io::Result<()> {
-        let timeout = deadline.map_or(-1, |at| millis_up(at.saturating_duration_since(Instant::now())));
-        // SAFETY: the pointer and the length are those of a live, exclusively borrowed slice, and poll writes nothing
-        // but the `revents` in it. A descriptor that was closed meanwhile would be reported as such.
-        let found = unsafe { libc::poll(self.fds.as_mut_ptr(), self.fds.len() as libc::nfds_t, timeout) };
-        if found >= 0 {
+        let timeout = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+        if poll(&mut self.fds, timeout) >= 0 {
             return Ok(());
         }
         let error = io::Error::last_os_error();
@@ -50,9 +47,27 @@ impl PollSet {
     }
 }
 
-/// Rounded up: a wait that ends before its deadline would only begin again.
-fn millis_up(d: Duration) -> libc::c_int {
-    libc::c_int::try_from(d.as_nanos().div_ceil(1_000_000)).unwrap_or(libc::c_int::MAX)
+/// With a timeout in nanoseconds: poll's milliseconds are twenty times what a reader of something long may wait.
+#[cfg(target_os = "linux")]
+fn poll(fds: &mut [libc::pollfd], timeout: Option<Duration>) -> libc::c_int {
+    let timeout = timeout.map(|d| libc::timespec {
+        tv_sec: libc::time_t::try_from(d.as_secs()).unwrap_or(libc::time_t::MAX),
+        tv_nsec: d.subsec_nanos() as _,
+    });
+    let at = timeout.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+    // SAFETY: the pointer and the length are those of a live, exclusively borrowed slice, and ppoll writes nothing but
+    // the `revents` in it. The timeout lives as long as the call; no signal mask is given. A descriptor that was closed
+    // meanwhile would be reported as such.
+    unsafe { libc::ppoll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, at, std::ptr::null()) }
+}
+
+/// In milliseconds, rounded up: a wait that ends before its deadline would only begin again.
+#[cfg(not(target_os = "linux"))]
+fn poll(fds: &mut [libc::pollfd], timeout: Option<Duration>) -> libc::c_int {
+    let millis = |d: Duration| libc::c_int::try_from(d.as_nanos().div_ceil(1_000_000)).unwrap_or(libc::c_int::MAX);
+    // SAFETY: the pointer and the length are those of a live, exclusively borrowed slice, and poll writes nothing but
+    // the `revents` in it. A descriptor that was closed meanwhile would be reported as such.
+    unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, timeout.map_or(-1, millis)) }
 }
 
 #[cfg(test)]
