@@ -25,7 +25,7 @@ use super::packet::Packets;
 use super::pipe::{Pipe, Shared};
 use super::sessions::Sessions;
 use super::sys::poll::PollSet;
-use super::wake::{Ready, Wake};
+use super::wake::{self, Wake};
 use super::Config;
 use crate::connection::{ChannelId, Connection, DataHeader};
 use crate::error::{Error, Result};
@@ -69,7 +69,8 @@ pub(crate) struct EventLoop {
     wake: Arc<Wake>,
     shared: Shared,
     config: Config,
-    ready: Ready,
+    /// The wake descriptor was found readable.
+    woken: bool,
     entries: HashMap<Token, Entry>,
     owners: HashMap<ChannelId, Owner>,
     /// Session channels, opening, open or closing: what counts against the server's limit.
@@ -169,7 +170,7 @@ impl EventLoop {
             requests,
             wake,
             shared,
-            ready: Ready::default(),
+            woken: false,
             entries: HashMap::new(),
             owners: HashMap::new(),
             session_channels: HashSet::new(),
@@ -226,7 +227,7 @@ impl EventLoop {
 
     /// One turn; false when it is time to say goodbye.
     fn turn(&mut self) -> Result<bool> {
-        self.wake.clear(self.ready.woken);
+        self.wake.clear(self.woken);
         while let Ok(request) = self.requests.try_recv() {
             self.request(request);
         }
@@ -251,17 +252,15 @@ impl EventLoop {
         let can_send = flushed && !self.exchanging() && (self.connection.has_messages() || !self.sendable.is_empty());
         let busy = self.packets.must_read() || can_send;
         if busy && !self.sockets_are_due() {
-            self.ready = Ready::default();
+            self.woken = false;
             return Ok(());
         }
         self.unseen_turns = 0;
         let deadline = if busy { Some(Instant::now()) } else { self.next_deadline() };
         self.fill_poll(!flushed);
         self.poll.wait(deadline).map_err(|e| Error::io("cannot wait for the socket", e))?;
-        let found = self.poll.found(0);
-        let readable = found.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR);
-        self.ready = Ready { readable, woken: !self.poll.found(1).is_empty() };
-        if readable {
+        self.woken = !self.poll.found(1).is_empty();
+        if wake::is_readable(self.poll.found(0)) {
             self.packets.readable();
         }
         Ok(())
@@ -279,10 +278,9 @@ impl EventLoop {
 
     /// The connection's socket, the wake descriptor, and then those of forwards.
     fn fill_poll(&mut self, want_write: bool) {
-        let interest = if want_write { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
         let poll = &mut self.poll;
         poll.clear();
-        self.packets.socket(|s| poll.add(s, interest));
+        self.packets.socket(|s| poll.add(s, wake::interest(want_write)));
         poll.add(&*self.wake, PollFlags::IN);
         self.polled.clear();
         self.add_listeners_to_poll();

@@ -1,4 +1,4 @@
-//! How other threads wake the transport thread out of its poll, and the poll itself.
+//! How other threads wake the transport thread out of its poll, and waiting for the socket alone.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -64,47 +64,31 @@ impl AsFd for Wake {
     }
 }
 
-/// What poll found. That the socket can be written needs no telling: whoever has something to write tries.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Ready {
-    pub readable: bool,
-    pub woken: bool,
-}
-
-/// Waits until the socket can be read (or written, if `want_write`), somebody wakes us, or the deadline passes.
-pub(crate) fn wait(
-    socket: &impl AsFd,
-    want_write: bool,
-    wake: Option<&Wake>,
-    deadline: Option<Instant>,
-) -> io::Result<Ready> {
-    let interest = if want_write { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
-    let mut fds = vec_of_two(PollFd::new(socket, interest), wake.map(|w| PollFd::new(&w.read, PollFlags::IN)));
-    let count = if wake.is_some() { 2 } else { 1 };
-    let timeout = deadline.map(|d| timespec(d.saturating_duration_since(Instant::now())));
-    match rustix::event::poll(&mut fds[..count], timeout.as_ref()) {
-        Ok(_) => {}
-        Err(Errno::INTR) => return Ok(Ready::default()),
-        Err(errno) => return Err(errno.into()),
-    }
-    let found = fds[0].revents();
-    let woken = count == 2 && !fds[1].revents().is_empty();
-    Ok(Ready { woken, readable: found.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR) })
-}
-
-/// Waits until the socket can be written, or the deadline passes; what can be read does not end it.
-pub(crate) fn wait_writable(socket: &impl AsFd, deadline: Instant) -> io::Result<()> {
+/// Waits until the socket can be read (or written, if that is in `events`), or the deadline passes; what was found. An
+/// interruption by a signal looks like the latter. The event loop, which waits for more than that, has a set of its own.
+pub(crate) fn wait(socket: &impl AsFd, events: PollFlags, deadline: Instant) -> io::Result<PollFlags> {
     let timeout = timespec(deadline.saturating_duration_since(Instant::now()));
-    match rustix::event::poll(&mut [PollFd::new(socket, PollFlags::OUT)], Some(&timeout)) {
-        Ok(_) | Err(Errno::INTR) => Ok(()),
+    let mut fds = [PollFd::new(socket, events)];
+    match rustix::event::poll(&mut fds, Some(&timeout)) {
+        Ok(_) => Ok(fds[0].revents()),
+        Err(Errno::INTR) => Ok(PollFlags::empty()),
         Err(errno) => Err(errno.into()),
     }
 }
 
-/// Two slots without an allocation; the second repeats the first where there is nothing to put into it.
-fn vec_of_two<'a>(first: PollFd<'a>, second: Option<PollFd<'a>>) -> [PollFd<'a>; 2] {
-    let second = second.unwrap_or_else(|| first.clone());
-    [first, second]
+/// What to wait for: data, and if `want_write`, room as well.
+pub(crate) fn interest(want_write: bool) -> PollFlags {
+    if want_write {
+        PollFlags::IN | PollFlags::OUT
+    } else {
+        PollFlags::IN
+    }
+}
+
+/// Whether there is something to read, an end or an error included. That the socket can be written needs no telling:
+/// whoever has something to write tries.
+pub(crate) fn is_readable(found: PollFlags) -> bool {
+    found.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR)
 }
 
 fn timespec(d: Duration) -> Timespec {

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
+use rustix::event::PollFlags;
 
 use super::super::message::Token;
 use super::super::wake;
@@ -88,7 +89,7 @@ impl EventLoop {
         let deadline = Instant::now() + GOODBYE;
         while let Ok(false) = self.packets.flush() {
             // Nobody reads any more: a server that still sends would keep a wait for both busy.
-            let waited = self.packets.socket(|s| wake::wait_writable(s, deadline));
+            let waited = self.packets.socket(|s| wake::wait(s, PollFlags::OUT, deadline));
             if waited.is_err() || Instant::now() >= deadline {
                 break;
             }
