@@ -116,7 +116,7 @@ pub(crate) fn drive<T>(
         if let Some(end) = packets.socket(|s| s.end().cloned()) {
             return Err(Failure::Ended(lost(end.to_string())));
         }
-        let found = packets.socket(|s| wake::wait(s, wake::interest(!flushed), deadline.at));
+        let found = packets.socket(|s| wake::wait(s, wake::interest(true, !flushed), deadline.at));
         let found = found.map_err(|e| Failure::Ended(Error::io("cannot wait for the socket", e)))?;
         if wake::is_readable(found) {
             packets.readable();

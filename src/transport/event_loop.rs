@@ -40,11 +40,12 @@ const TURN_BYTES: usize = 512 * 1024;
 const TURN_PACKETS: usize = 1024;
 /// A reader that waits is woken when this much is queued for it, else at the end of the turn: waking it for every
 /// packet costs more system calls than receiving the packet.
-const WAKE_BYTES: u64 = 128 * 1024;
+const WAKE_BYTES: u64 = 256 * 1024;
 /// Packets with at least this much data are a part of something long.
 const BULK_PACKET: usize = 16 * 1024;
-/// How long a reader of such a thing may wait for more than one of them: a wake-up costs as much as decrypting a packet.
-const WAKE_DELAY: Duration = Duration::from_micros(50);
+/// How long a reader of such a thing, and this thread, may wait for more than one of them: being woken costs as much as
+/// decrypting a packet, and the sender pays for it, too.
+const WAKE_DELAY: Duration = Duration::from_micros(100);
 /// Data is given to libssh2 while less than this is unsent; more would only wait in our buffer.
 const UNSENT_HIGH: usize = 512 * 1024;
 /// Data given to libssh2 in one turn.
@@ -256,11 +257,13 @@ impl EventLoop {
             return Ok(());
         }
         self.unseen_turns = 0;
+        // A reader of something long waits for more: so does this thread, and is not woken for each piece of it.
+        let resting = !busy && self.wake_at.is_some();
         let deadline = if busy { Some(Instant::now()) } else { self.next_deadline() };
-        self.fill_poll(!flushed);
+        self.fill_poll(!resting, !flushed);
         self.poll.wait(deadline).map_err(|e| Error::io("cannot wait for the socket", e))?;
         self.woken = !self.poll.found(1).is_empty();
-        if wake::is_readable(self.poll.found(0)) {
+        if resting || wake::is_readable(self.poll.found(0)) {
             self.packets.readable();
         }
         Ok(())
@@ -277,10 +280,10 @@ impl EventLoop {
     }
 
     /// The connection's socket, the wake descriptor, and then those of forwards.
-    fn fill_poll(&mut self, want_write: bool) {
+    fn fill_poll(&mut self, want_read: bool, want_write: bool) {
         let poll = &mut self.poll;
         poll.clear();
-        self.packets.socket(|s| poll.add(s, wake::interest(want_write)));
+        self.packets.socket(|s| poll.add(s, wake::interest(want_read, want_write)));
         poll.add(&*self.wake, PollFlags::IN);
         self.polled.clear();
         self.add_listeners_to_poll();

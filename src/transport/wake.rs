@@ -76,13 +76,12 @@ pub(crate) fn wait(socket: &impl AsFd, events: PollFlags, deadline: Instant) -> 
     }
 }
 
-/// What to wait for: data, and if `want_write`, room as well.
-pub(crate) fn interest(want_write: bool) -> PollFlags {
-    if want_write {
-        PollFlags::IN | PollFlags::OUT
-    } else {
-        PollFlags::IN
-    }
+/// What to wait for: data, room, or both; an end and an error are found in any case.
+pub(crate) fn interest(read: bool, write: bool) -> PollFlags {
+    let mut events = PollFlags::empty();
+    events.set(PollFlags::IN, read);
+    events.set(PollFlags::OUT, write);
+    events
 }
 
 /// Whether there is something to read, an end or an error included. That the socket can be written needs no telling:
